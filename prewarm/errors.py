@@ -1,0 +1,89 @@
+"""The failures a user can meet, each with its code, its cause and its cure.
+
+Everything that a user or a server can do wrong becomes a `PrewarmError`; only `cli` turns one into
+text and an exit code. Any other exception is a bug of ours (exit 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+class PrewarmError(Exception):
+    """A failure that says what is wrong and what to do about it.
+
+    `code` is for machines and listed in docs/codes.md, `text` names the thing and the cause, `cure`
+    says what to type or change. None of them ever holds a secret.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, text: str, cure: str) -> None:
+        super().__init__(f"{text}; {cure}" if cure else text)
+        self.code = code
+        self.text = text
+        self.cure = cure
+
+
+class UsageError(PrewarmError):
+    """Wrong usage, configuration or state: nothing was done (exit 2)."""
+
+    exit_code = 2
+
+
+class AlreadyRunningError(PrewarmError):
+    """Another sync holds the state or one of the mirrors (exit 75, as EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class RegistryError(PrewarmError):
+    """A registry, upstream or mirror, did not do what it was asked.
+
+    `answered` is true when the server may have counted the request: it answered with anything but
+    429, or the connection broke after the request was sent. It is false when the connection was
+    refused or the answer was 429, so that a reservation may be released (DESIGN.md, 2).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        text: str,
+        cure: str,
+        *,
+        status: int | None = None,
+        answered: bool = True,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(code, text, cure)
+        self.status = status
+        """The HTTP status, or None when there was no answer."""
+        self.answered = answered
+        self.retry_after = retry_after
+        """Seconds that the server asked us to wait, from Retry-After."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person should know: one line of `problems` in the JSON report."""
+
+    severity: Severity
+    code: str
+    where: str
+    """The thing: `images.yml:12`, `docker.io`, a mirror's URL, `group/project`."""
+    problem: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}" + (f"; {self.cure}" if self.cure else "")
+
+
+class ConfigError(UsageError):
+    """`images.yml` has errors; all of them are in `problems`, one line each."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__("config", "\n".join(str(problem) for problem in problems), "")

@@ -1,0 +1,228 @@
+"""Manifests and indexes: what they say and which parts of them are wanted (pure).
+
+OCI image-spec 1.1 (manifest.md, image-index.md) and Docker's schema 2 are read alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from prewarm.platforms import ALL, Platform, Wanted, normalise
+
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+
+INDEXES: Final = frozenset({DOCKER_LIST, OCI_INDEX})
+ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
+"""All four media types: registry:2 answers others with a conversion that has another digest."""
+
+UPSTREAM_DIGEST: Final = "io.prewarm.upstream.digest"
+"""Annotation of a reduced index: the digest of the index upstream that it was made from."""
+UPSTREAM_PLATFORMS: Final = "io.prewarm.platforms"
+"""Annotation of a reduced index: the platforms that were looked for, whether found or not."""
+
+
+def digest_of(content: bytes) -> str:
+    """Return the sha256 digest of the bytes, as registries write it."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+class ManifestError(ValueError):
+    """The bytes are not a manifest that can be mirrored; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What a HEAD tells of a manifest, or a manifest of a blob."""
+
+    media_type: str
+    digest: str
+    size: int
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEXES
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """An entry of an index."""
+
+    descriptor: Descriptor
+    platform: Platform | None
+    """None where the index does not say, or says unknown: an attestation, for instance."""
+    entry: dict[str, Any]
+    """The entry as it stands in the index, to be kept in a reduced one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest or an index: its bytes are its identity, all else is read from them.
+
+    Reading raises ManifestError where the bytes are not what the media type says.
+    """
+
+    media_type: str
+    content: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.content)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(self.media_type, self.digest, len(self.content))
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEXES
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        try:
+            document = json.loads(self.content)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"manifest {self.digest} is not JSON") from error
+        if not isinstance(document, dict) or document.get("schemaVersion") != 2:
+            raise ManifestError(f"manifest {self.digest} is not of schema version 2")
+        return document
+
+    @cached_property
+    def annotations(self) -> dict[str, str]:
+        found = self.document.get("annotations")
+        if not isinstance(found, dict):
+            return {}
+        return {str(key): value for key, value in found.items() if isinstance(value, str)}
+
+    @cached_property
+    def children(self) -> tuple[Child, ...]:
+        """The entries of an index, in its order; none for a single manifest."""
+        if not self.is_index:
+            return ()
+        entries = self.document.get("manifests")
+        if not isinstance(entries, list):
+            raise ManifestError(f"index {self.digest} has no list of manifests")
+        return tuple(_child(entry, self.digest) for entry in entries)
+
+    @cached_property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The config and the layers of a single manifest; none for an index.
+
+        Layers that live elsewhere (`urls`, Windows base layers) are left out: no registry holds
+        them.
+        """
+        if self.is_index:
+            return ()
+        layers = self.document.get("layers")
+        if not isinstance(layers, list):
+            raise ManifestError(f"manifest {self.digest} has no list of layers")
+        own = [layer for layer in layers if not (isinstance(layer, dict) and layer.get("urls"))]
+        return tuple(_descriptor(blob, self.digest) for blob in (self.document.get("config"), *own))
+
+    @property
+    def blob_bytes(self) -> int:
+        """Size of config and layers, each blob once."""
+        return sum({blob.digest: blob.size for blob in self.blobs}.values())
+
+
+def _descriptor(entry: object, where: str) -> Descriptor:
+    match entry:
+        case {"digest": str(digest), "size": int(size)} if size >= 0 and valid_digest(digest):
+            media_type = entry.get("mediaType", "")
+            return Descriptor(media_type if isinstance(media_type, str) else "", digest, size)
+        case _:
+            raise ManifestError(f"manifest {where} has an entry without a valid digest and size")
+
+
+def valid_digest(text: str) -> bool:
+    """Whether the text is a sha256 or sha512 digest, the two that OCI registers."""
+    algorithm, _, value = text.partition(":")
+    length = {"sha256": 64, "sha512": 128}.get(algorithm)
+    return len(value) == length and all(letter in "0123456789abcdef" for letter in value)
+
+
+def _child(entry: object, where: str) -> Child:
+    descriptor = _descriptor(entry, where)
+    assert isinstance(entry, dict)
+    platform = None
+    match entry.get("platform"):
+        case {"os": str(os), "architecture": str(architecture), **more} if (
+            os and architecture and "unknown" not in (os, architecture)
+        ):
+            variant = more.get("variant")
+            platform = normalise(os, architecture, variant if isinstance(variant, str) else "")
+        case _:
+            pass
+    return Child(descriptor, platform, entry)
+
+
+def wanted_children(index: Manifest, wanted: Wanted) -> tuple[Child, ...]:
+    """Return the entries that the wanted platforms need, in the index's order, each digest once.
+
+    With `all` every entry, attestations too. Else, for each wanted platform, the first entry of
+    exactly it, as clients choose; for Windows every entry of it, since hosts choose by os.version.
+    A wanted platform that the index lacks adds nothing.
+    """
+    chosen: dict[str, Child] = {}
+    served: set[Platform] = set()
+    for child in index.children:
+        if wanted == ALL:
+            chosen.setdefault(child.descriptor.digest, child)
+        elif child.platform in wanted and child.platform is not None:
+            if child.platform in served and child.platform.os != "windows":
+                continue
+            served.add(child.platform)
+            chosen.setdefault(child.descriptor.digest, child)
+    return tuple(chosen.values())
+
+
+def index_for(index: Manifest, wanted: Wanted) -> Manifest:
+    """Return the index to put on a mirror: the original where every entry is wanted, else reduced.
+
+    A reduced index keeps the media type, the wanted entries as they stand and the annotations, and
+    carries upstream's digest, so that freshness can be read from the mirror alone. The same input
+    gives the same bytes.
+    """
+    kept = wanted_children(index, wanted)
+    if wanted == ALL or len({child.descriptor.digest for child in index.children}) == len(kept):
+        return index
+    digests = {child.descriptor.digest for child in kept}
+    entries = [child.entry for child in kept if child.descriptor.digest in digests]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": index.media_type,
+        "manifests": entries,
+        "annotations": {
+            **index.annotations,
+            UPSTREAM_DIGEST: index.digest,
+            UPSTREAM_PLATFORMS: ",".join(str(platform) for platform in sorted(wanted)),
+        },
+    }
+    content = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    return Manifest(index.media_type, content)
+
+
+def upstream_digest(manifest: Manifest) -> str:
+    """Return the digest upstream that a manifest on a mirror stands for: its own unless reduced."""
+    noted = manifest.annotations.get(UPSTREAM_DIGEST, "") if manifest.is_index else ""
+    return noted if valid_digest(noted) else manifest.digest
+
+
+def covers(mirrored: Manifest, wanted: Wanted) -> bool:
+    """Whether what a mirror holds under a tag was made for at least the wanted platforms.
+
+    A single manifest and an original index hold all there is. A reduced index holds what it lists
+    and whatever was looked for and not found.
+    """
+    if UPSTREAM_DIGEST not in mirrored.annotations:
+        return True
+    if wanted == ALL:
+        return False
+    looked_for = set(mirrored.annotations.get(UPSTREAM_PLATFORMS, "").split(","))
+    return all(str(platform) in looked_for for platform in wanted)
