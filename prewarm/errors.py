@@ -12,6 +12,18 @@ from typing import Literal
 Severity = Literal["error", "warning"]
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure as a value: `error` in the JSON report."""
+
+    code: str
+    text: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.cure}" if self.cure else self.text
+
+
 class PrewarmError(Exception):
     """A failure that says what is wrong and what to do about it.
 
@@ -26,6 +38,11 @@ class PrewarmError(Exception):
         self.code = code
         self.text = text
         self.cure = cure
+
+    @property
+    def failure(self) -> Failure:
+        """The same as a value."""
+        return Failure(self.code, self.text, self.cure)
 
 
 class UsageError(PrewarmError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from prewarm.platforms import ALL, Platform, Wanted, normalise
+from prewarm.platforms import ALL, Platform, Wanted, normalise, well_formed
 
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -56,7 +56,7 @@ class Child:
 
     descriptor: Descriptor
     platform: Platform | None
-    """None where the index does not say, or says unknown: an attestation, for instance."""
+    """None where the index does not say, or says unknown (an attestation) or what is no name."""
     entry: dict[str, Any]
     """The entry as it stands in the index, to be kept in a reduced one."""
 
@@ -86,11 +86,13 @@ class Manifest:
     @cached_property
     def document(self) -> dict[str, Any]:
         try:
-            document = json.loads(self.content)
+            document = json.loads(self.content, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"manifest {self.digest} is not JSON") from error
         if not isinstance(document, dict) or document.get("schemaVersion") != 2:
             raise ManifestError(f"manifest {self.digest} is not of schema version 2")
+        if document.get("mediaType") not in (None, "", self.media_type):
+            raise ManifestError(f"manifest {self.digest} is of another type than it was sent as")
         return document
 
     @cached_property
@@ -131,10 +133,17 @@ class Manifest:
         return sum({blob.digest: blob.size for blob in self.blobs}.values())
 
 
+def _refuse(constant: str) -> None:
+    """Raise ValueError for NaN and the infinities, which Python reads and JSON has not."""
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _descriptor(entry: object, where: str) -> Descriptor:
     match entry:
-        case {"digest": str(digest), "size": int(size)} if size >= 0 and valid_digest(digest):
-            media_type = entry.get("mediaType", "")
+        case {"digest": str(digest), "size": int(size), **more} if (
+            size >= 0 and not isinstance(size, bool) and valid_digest(digest)
+        ):
+            media_type = more.get("mediaType", "")
             return Descriptor(media_type if isinstance(media_type, str) else "", digest, size)
         case _:
             raise ManifestError(f"manifest {where} has an entry without a valid digest and size")
@@ -152,11 +161,11 @@ def _child(entry: object, where: str) -> Child:
     assert isinstance(entry, dict)
     platform = None
     match entry.get("platform"):
-        case {"os": str(os), "architecture": str(architecture), **more} if (
-            os and architecture and "unknown" not in (os, architecture)
-        ):
-            variant = more.get("variant")
-            platform = normalise(os, architecture, variant if isinstance(variant, str) else "")
+        case {"os": str(os), "architecture": str(architecture), **more}:
+            variant = more.get("variant") or ""
+            named = isinstance(variant, str) and well_formed(os, architecture, variant or "-")
+            if named and "unknown" not in (os, architecture):
+                platform = normalise(os, architecture, str(variant))
         case _:
             pass
     return Child(descriptor, platform, entry)
@@ -193,7 +202,12 @@ def index_for(index: Manifest, wanted: Wanted) -> Manifest:
     if wanted == ALL or len({child.descriptor.digest for child in index.children}) == len(kept):
         return index
     digests = {child.descriptor.digest for child in kept}
-    entries = [child.entry for child in kept if child.descriptor.digest in digests]
+    # Not only the entries of `kept`: two platforms may share a digest, and both must be found.
+    entries = [
+        child.entry
+        for child in index.children
+        if child.descriptor.digest in digests and child.platform in wanted
+    ]
     document = {
         "schemaVersion": 2,
         "mediaType": index.media_type,
@@ -204,7 +218,10 @@ def index_for(index: Manifest, wanted: Wanted) -> Manifest:
             UPSTREAM_PLATFORMS: ",".join(str(platform) for platform in sorted(wanted)),
         },
     }
-    content = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    try:
+        content = json.dumps(document, indent=2, sort_keys=True, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"index {index.digest} has entries that cannot be kept") from error
     return Manifest(index.media_type, content)
 
 
@@ -220,7 +237,7 @@ def covers(mirrored: Manifest, wanted: Wanted) -> bool:
     A single manifest and an original index hold all there is. A reduced index holds what it lists
     and whatever was looked for and not found.
     """
-    if UPSTREAM_DIGEST not in mirrored.annotations:
+    if not mirrored.is_index or UPSTREAM_DIGEST not in mirrored.annotations:
         return True
     if wanted == ALL:
         return False

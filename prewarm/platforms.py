@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 _WORD = re.compile(r"[a-z0-9_.-]+")
-_ARCHITECTURES: Final = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+_ARCHITECTURES: Final = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,6 +41,8 @@ def normalise(os: str, architecture: str, variant: str = "") -> Platform:
         architecture, variant = "arm", "v7"
     elif architecture == "armel":
         architecture, variant = "arm", "v6"
+    elif architecture == "i386":
+        architecture, variant = "386", ""
     architecture = _ARCHITECTURES.get(architecture, architecture)
     if architecture == "arm":
         variant = {"": "v7", "5": "v5", "6": "v6", "7": "v7", "8": "v8"}.get(variant, variant)
@@ -49,9 +51,14 @@ def normalise(os: str, architecture: str, variant: str = "") -> Platform:
     return Platform(os, architecture, variant)
 
 
+def well_formed(*parts: str) -> bool:
+    """Whether each part can stand in a platform: a short word without `/`, `,` or control."""
+    return all(len(part) <= 64 and _WORD.fullmatch(part.lower()) for part in parts)
+
+
 def parse_platform(text: str) -> Platform:
     """Return the platform that `os/architecture[/variant]` names; ValueError says what is wrong."""
     parts = text.strip().split("/")
-    if not 2 <= len(parts) <= 3 or not all(_WORD.fullmatch(part.lower()) for part in parts):
+    if not 2 <= len(parts) <= 3 or not well_formed(*parts):
         raise ValueError(f"{text!r} is not os/architecture[/variant], such as linux/arm64")
     return normalise(*parts)

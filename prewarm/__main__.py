@@ -1,0 +1,5 @@
+"""`python -m prewarm`."""
+
+from prewarm.cli import main
+
+main()

@@ -1,0 +1,398 @@
+"""The command line: reads clock, environment and arguments, builds the edges, returns exit codes.
+
+The one place where a failure becomes text and an exit code. Heavy imports are inside the commands:
+`prewarm --help` loads click alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from prewarm import __version__
+from prewarm.errors import ConfigError, PrewarmError, UsageError
+
+if TYPE_CHECKING:
+    from prewarm.ledger import Ledger
+    from prewarm.report import Report
+    from prewarm.settings import Settings
+    from prewarm.sync import Session
+
+log = logging.getLogger("prewarm")
+
+_BUG: Final = 3
+_ISSUES: Final = "please report it with the lines above"
+
+
+@dataclass
+class Global:
+    """The global options."""
+
+    config: str | None
+    verbose: bool
+    quiet: bool
+
+    def settings(self) -> Settings:
+        """Read the configuration that the options, the environment or the folder name."""
+        from prewarm.config import find_config, load
+
+        return load(find_config(self.config, os.environ, Path.cwd()))
+
+
+_global = click.make_pass_decorator(Global)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    metavar="PATH",
+    help="The configuration (default: $PREWARM_CONFIG, ./images.yml, /etc/prewarm/images.yml).",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is asked and done.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only, show no progress.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="The form of the log on stderr.",
+)
+@click.version_option(__version__, prog_name="prewarm", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(
+    context: click.Context, config: str | None, verbose: bool, quiet: bool, log_format: str
+) -> None:
+    """Keep the container images that CI uses warm in local mirrors, within the pull budget."""
+    _log_to_stderr(verbose=verbose, quiet=quiet, as_json=log_format == "json")
+    context.obj = Global(config, verbose, quiet)
+
+
+def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    from prewarm.schema import Refused, parse_duration
+
+    if value is None:
+        return None
+    try:
+        return float(parse_duration(value))
+    except Refused as error:
+        raise click.BadParameter(f"{error.problem}; {error.cure}") from error
+
+
+@cli.command()
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option("--dry-run", is_flag=True, help="Show the plan; spend no pull, write no mirror.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--no-scan", is_flag=True, help="Do not ask GitLab: pins and remembered demand only.")
+@click.option("--use-reserve", is_flag=True, help="Let the IMAGEs spend the reserve, too.")
+@click.option("--wait", is_flag=True, help="Wait up to 30m for a running sync to end.")
+@click.option(
+    "--wait-for", metavar="DURATION", callback=_duration, help="Wait so long, such as 90s or 2h."
+)
+@click.option("--strict", is_flag=True, help="Exit 1 for warnings, too.")
+@_global
+def sync(
+    options: Global,
+    images: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    no_scan: bool,  # noqa: ARG001 - CI is not read yet: every sync is one without a scan
+    use_reserve: bool,
+    wait: bool,
+    wait_for: float | None,
+    strict: bool,
+) -> int:
+    """Make the mirrors hold what is wanted: look, plan, copy, record, report.
+
+    With IMAGE, only these; one that no pin names is pinned for this run.
+    """
+    from prewarm.console import show_report
+    from prewarm.sync import named_pins
+
+    if use_reserve and not images:
+        raise UsageError(
+            "usage", "--use-reserve opens the reserve for named images", "name the images"
+        )
+    settings = options.settings()
+    asked = named_pins(settings, images)
+    if dry_run:
+        report = _dry_run(settings, asked, use_reserve=use_reserve)
+    else:
+        waiting = wait_for if wait_for is not None else (1800.0 if wait else 0.0)
+        report = _sync(options, settings, asked, waiting, use_reserve=use_reserve)
+    show_report(report, as_json=as_json, verbose=options.verbose)
+    return _exit_code(report, strict=strict)
+
+
+def _exit_code(report: Report, *, strict: bool) -> int:
+    return 1 if strict and report.problems else report.exit_code
+
+
+def _dry_run(settings: Settings, asked: Sequence[Any], *, use_reserve: bool) -> Report:
+    from prewarm.sync import dry_run
+
+    with _looking(settings, use_reserve=use_reserve) as session:
+        return dry_run(session, asked)
+
+
+def _sync(
+    options: Global,
+    settings: Settings,
+    asked: Sequence[Any],
+    waiting: float,
+    *,
+    use_reserve: bool,
+) -> Report:
+    from prewarm.console import watching
+    from prewarm.sync import Doing, sync
+
+    with (
+        _writing(settings, waiting, use_reserve=use_reserve) as (session, tools),
+        watching(quiet=options.quiet) as progress,
+    ):
+        return sync(session, asked, Doing(tools, progress, session.stop))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def status(options: Global, as_json: bool) -> int:
+    """Tell budgets, what is warm, and the last run; from the state alone, without a network."""
+    from prewarm import clock
+    from prewarm.console import show_status
+    from prewarm.status import status_of
+
+    settings = options.settings()
+    path = _state_path(settings)
+    with _reading(path) as ledger:
+        found = status_of(settings, ledger, clock.now(), path)
+    show_status(found, as_json=as_json)
+    return 0
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Copy what is missing, within the budget.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def verify(options: Global, repair: bool, as_json: bool) -> int:
+    """Check that every tag that prewarm wrote is whole on every mirror, blobs included."""
+    from prewarm.console import show_verification, watching
+    from prewarm.sync import Doing
+    from prewarm.verify import mend, verify
+
+    settings = options.settings()
+    if not repair:
+        with _looking(settings) as session:
+            found = verify(session)
+    else:
+        with (
+            _writing(settings, 0.0) as (session, tools),
+            watching(quiet=options.quiet) as progress,
+        ):
+            found = mend(session, verify(session), Doing(tools, progress, session.stop))
+    show_verification(found, as_json=as_json)
+    return found.exit_code
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--offline", is_flag=True, help="Ask no registry: tell from the state alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def explain(options: Global, image: str, offline: bool, as_json: bool) -> int:
+    """Tell everything about one IMAGE: who wants it, where it is, what comes next. HEADs only."""
+    from prewarm.console import show_explanation
+    from prewarm.explain import explain as explained
+    from prewarm.sync import named
+
+    asked = named(image)
+    with _looking(options.settings()) as session:
+        found = explained(session, asked, offline=offline)
+    show_explanation(found, as_json=as_json)
+    return 0 if found.warm else 1
+
+
+@cli.command()
+@click.argument("file", required=False, metavar="[FILE]")
+@_global
+def check(options: Global, file: str | None) -> int:
+    """Validate images.yml: every problem at once, each with its line and cure."""
+    from prewarm.config import find_config, load
+
+    path = Path(file) if file else find_config(options.config, os.environ, Path.cwd())
+    try:
+        settings = load(path)
+    except ConfigError as error:
+        click.echo("\n".join(map(str, error.problems)))
+        return error.exit_code
+    for problem in settings.problems:
+        click.echo(str(problem))
+    if settings.problems:
+        return UsageError.exit_code
+    pins = len(settings.pins)
+    click.echo(f"{path}: good, {pins} {'pin' if pins == 1 else 'pins'}")
+    return 0
+
+
+@cli.command()
+@click.argument("path", required=False, default="images.yml", metavar="[PATH|-]")
+def init(path: str) -> int:
+    """Write a commented images.yml to start from; never overwrites. `-` is stdout."""
+    from prewarm.config import example
+
+    if path == "-":
+        click.echo(example(), nl=False)
+        return 0
+    try:
+        with Path(path).open("x") as file:
+            file.write(example())
+    except FileExistsError:
+        raise UsageError("exists", f"{path} exists", "name another path, or move it away") from None
+    except OSError as error:
+        raise UsageError("write", f"{path}: {error.strerror}", "name another path") from error
+    click.echo(f"wrote {path}; next: edit it, then prewarm sync --dry-run", err=True)
+    return 0
+
+
+# -- sessions ---------------------------------------------------------------------------------
+
+
+def _state_path(settings: Settings) -> Path:
+    from prewarm.state import state_path
+
+    return state_path(settings.state, settings.path, os.environ, Path.home())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Ledger]:
+    """Open the state to look at it; an empty one where there is none yet."""
+    from prewarm.ledger import Ledger
+    from prewarm.state import check_owner
+
+    check_owner(path, os.geteuid(), sys.argv)
+    with Ledger.open(path, read_only=True) if path.exists() else Ledger.memory() as ledger:
+        yield ledger
+
+
+@contextmanager
+def _looking(settings: Settings, *, use_reserve: bool = False) -> Iterator[Session]:
+    """Open what is needed to look and to plan, without a lock."""
+    from prewarm import clock
+    from prewarm.edges import open_edges
+    from prewarm.sync import Session
+
+    with _reading(_state_path(settings)) as ledger, open_edges(settings, os.environ) as edges:
+        yield Session(settings, edges, ledger, clock.now, use_reserve)
+
+
+@contextmanager
+def _writing(
+    settings: Settings, waiting: float, *, use_reserve: bool = False
+) -> Iterator[tuple[Session, Any]]:
+    """Open what is needed to copy, with the locks of the state and of every target mirror."""
+    from prewarm import clock
+    from prewarm.edges import open_edges, open_tools
+    from prewarm.ledger import Ledger
+    from prewarm.state import exclusive, locks_for, prepare
+    from prewarm.sync import Session
+
+    path = _state_path(settings)
+    prepare(path, os.geteuid(), sys.argv)
+    targets = [mirror.url for mirror in settings.mirrors if mirror.role == "target"]
+    with (
+        exclusive(locks_for(path, targets), clock.now(), waiting),
+        Ledger.open(path) as ledger,
+        open_edges(settings, os.environ) as edges,
+        open_tools(edges, path.parent / "skopeo", os.environ, Path.home()) as tools,
+    ):
+        yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping), tools
+
+
+# -- signals, log, errors ---------------------------------------------------------------------
+
+_stopping = threading.Event()
+_signalled: list[int] = []
+
+
+def _stop(number: int, _: object) -> None:
+    """End cleanly at the first signal, at once at the second."""
+    _stopping.set()
+    _signalled.append(number)
+    if len(_signalled) > 1:
+        raise KeyboardInterrupt
+    log.warning("ending: what is finished is recorded, what is not stays resumable")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code (CONTRACT, 1)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    sys.exit(_guarded(lambda: cli.main(standalone_mode=False, prog_name="prewarm")))
+
+
+def _guarded(command: Callable[[], object]) -> int:
+    """Run a command; every failure becomes one line on stderr and an exit code."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        code = ended.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = UsageError.exit_code
+    except ConfigError as error:
+        _tell("\n".join(map(str, error.problems)))
+        code = error.exit_code
+    except PrewarmError as error:
+        _tell(f"{error.text}; {error.cure}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing to tell, and nowhere to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except Exception:
+        log.exception("this is a bug of prewarm %s; %s", __version__, _ISSUES)
+        code = _BUG
+    if _signalled:
+        return 128 + _signalled[0]
+    return code if isinstance(code, int) else 0
+
+
+def _tell(text: str) -> None:
+    """Write an error for people; control characters cannot fool a terminal."""
+    log.error("%s", re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", f"prewarm: {text}"))

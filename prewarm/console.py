@@ -1,0 +1,282 @@
+"""The console: tables and sentences on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from prewarm.copying import Outcome, Progress
+from prewarm.plan import Defer, action
+from prewarm.report import Report, platforms_of, sentence, size_words, to_json, when
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from prewarm.explain import Explanation
+    from prewarm.status import Status
+    from prewarm.verify import Verification
+
+log = logging.getLogger("prewarm")
+
+_COLOURS: Final = {
+    "copy": "green",
+    "tag": "green",
+    "fresh": "bright_black",
+    "defer": "yellow",
+    "skip": "bright_black",
+    "fail": "red",
+}
+
+
+def show_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
+    """Print a report: JSON, or a table, the problems with their cures, and one sentence."""
+    if as_json:
+        show_json(to_json(report))
+        return
+    shown = [o for o in report.outcomes if verbose or action(o.step) != "fresh"]
+    if shown:
+        rows = [_row(outcome) for outcome in shown]
+        _table(("image", "action", "pulls", "size", "platforms", "why"), rows)
+    for problem in report.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        click.echo(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    click.echo(sentence(report))
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    step = outcome.step
+    word = action(step)
+    pulls = "?" if outcome.pulls is None else str(outcome.pulls or "")
+    why = step.reason
+    if isinstance(step, Defer) and step.until is not None:
+        why = f"until {when(step.until)}: {why}"
+    return (
+        step.want.reference.familiar,
+        click.style(word, fg=_COLOURS[word]),
+        pulls,
+        size_words(outcome.moved) if outcome.moved else "",
+        " ".join(platforms_of(outcome)),
+        printable(why),
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, each as wide as its widest cell; the last one as long as it is."""
+    widths = [
+        max(len(click.unstyle(row[column])) for row in (*rows, head)) for column in range(len(head))
+    ]
+    for row in (tuple(click.style(name, bold=True) for name in head), *rows):
+        padded = [
+            cell + " " * (width - len(click.unstyle(cell)))
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        _say("  ".join(padded).rstrip())
+
+
+def _say(text: str) -> None:
+    """Print a line; in colour only on a terminal, and never where NO_COLOR is set."""
+    click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters: names and answers come from anybody."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def show_status(status: Status, *, as_json: bool) -> None:
+    """Print the status for people, or as JSON."""
+    told = status.document
+    if as_json:
+        show_json(told)
+        return
+    for name, budget in told["budgets"].items():
+        _say(f"{name} ({budget['account']}): {budget_words(budget)}")
+    images = told["images"]
+    share = "" if told["coverage"] is None else f", coverage {told['coverage']:.0%}"
+    _say(
+        f"{images['tracked']} images: {images['fresh']} fresh, {images['stale']} stale, "
+        f"{images['missing']} missing{share}"
+    )
+    for mirror in told["mirrors"]:
+        share = "" if mirror["coverage"] is None else f", coverage {mirror['coverage']:.0%}"
+        _say(f"{mirror['url']}: {mirror['state']}{share}, {size_words(mirror['bytes'])} written")
+    last = told["last_sync"]
+    if last is None:
+        _say("no sync yet")
+    else:
+        _say(
+            f"last sync {last['finished']}, exit {last['exit']}: {last['copied']} copied, "
+            f"{last['tagged']} tagged, {last['fresh']} fresh, {last['deferred']} deferred, "
+            f"{last['skipped']} skipped, {last['failed']} failed, {last['pulls']} pulls"
+        )
+        for problem in last["problems"]:
+            line = f"{problem['where']}: {problem['problem']}; {problem['cure']}"
+            _say(printable(f"{problem['severity']}: {line}"))
+    _say(f"read {told['config']} and {told['state']}")
+
+
+def budget_words(budget: dict[str, Any]) -> str:
+    """Return one budget of a report for people."""
+    if budget["pulls"] is None:
+        words = f"{budget['used']} pulls in the window, {budget['source']}"
+    else:
+        hours = budget["window_seconds"] / 3600
+        words = (
+            f"{budget['used']} of {budget['pulls']} pulls used in {hours:g} h, "
+            f"{budget['reserve']} reserved, {budget['remaining']} left ({budget['source']})"
+        )
+    if budget["next_free"] is not None:
+        words += f", next free {budget['next_free']}"
+    return words
+
+
+def show_verification(found: Verification, *, as_json: bool) -> None:
+    """Print what verify found, and what repairing it did."""
+    if as_json:
+        show_json(found.document())
+        return
+    for one in found.broken:
+        _say(printable(f"{one.image} on {one.mirror}: {one.text}"))
+    for problem in found.problems:
+        _say(printable(f"{problem.severity}: {problem}"))
+    if found.repair is not None:
+        show_report(found.repair, as_json=False, verbose=True)
+    elif found.broken:
+        _say(f"{len(found.broken)} of {found.checked} tags are broken; prewarm verify --repair")
+    else:
+        _say(f"{found.checked} tags are whole")
+
+
+def show_explanation(found: Explanation, *, as_json: bool) -> None:
+    """Print all that is known of one image."""
+    told = found.document
+    if as_json:
+        show_json(told)
+        return
+    _say(f"{told['image']}: {'warm' if found.warm else 'not warm'}")
+    if told["hidden"]:
+        _say(f"  hidden: {told['hidden']['text']}; {told['hidden']['cure']}")
+    for pin in told["pins"]:
+        _say(f"  pinned at {pin['where']} for {', '.join(pin['platforms'])}")
+    if not told["pins"]:
+        _say("  no pin names it")
+    upstream = told["upstream"]
+    if upstream:
+        moved = f", last moved {upstream['changed']}" if upstream["changed"] else ""
+        _say(f"  upstream: {upstream['digest']}{moved}, {upstream['moves']} moves seen")
+    for url, mirror in told["mirrors"].items():
+        error = f" ({mirror['error']})" if mirror.get("error") else ""
+        _say(printable(f"  {url}: {mirror['state']} {mirror['digest'] or ''}{error}".rstrip()))
+    last = told["last_copy"]
+    if last:
+        _say(f"  last copy {last['at']}: {last['pulls']} pulls, {size_words(last['bytes'])}")
+    coming = told["next"]
+    if coming:
+        until = f" until {coming['until']}" if coming["until"] else ""
+        cure = f"; {coming['error']['cure']}" if coming["error"] else ""
+        _say(printable(f"  next: {coming['action']}{until}: {coming['reason']}{cure}"))
+    if told["command"]:
+        _say(f"  to warm it now: {told['command']}")
+
+
+class _Lines:
+    """Progress where nobody watches a terminal: one line on the log for each step that ended."""
+
+    def begin(self, images: int) -> None:
+        """Say how much there is to do."""
+        log.info("%d images to carry", images)
+
+    def expect(self, amount: int) -> None:
+        """Say nothing."""
+
+    def moved(self, amount: int) -> None:
+        """Say nothing."""
+
+    def done(self, outcome: Outcome) -> None:
+        """Log the step."""
+        log.info("%s", printable(_line(outcome)))
+
+
+def _line(outcome: Outcome) -> str:
+    step = outcome.step
+    spent = f", {outcome.pulls} pulls" if outcome.pulls else ""
+    moved = f", {size_words(outcome.moved)} in {outcome.seconds:.1f} s" if outcome.moved else ""
+    return f"{action(step)} {step.want.reference}{spent}{moved}: {step.reason}"
+
+
+class _Bars:
+    """Progress on a terminal: images done, bytes moved, and when it should end."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._lock = threading.Lock()
+        self._images = 0
+        self._bytes = 0
+        self._image_task: TaskID = bar.add_task("images", total=0, done="")
+        self._byte_task: TaskID = bar.add_task("bytes", total=0, done="")
+
+    def begin(self, images: int) -> None:
+        """So many more images are to be carried."""
+        with self._lock:
+            self._images += images
+        self._bar.update(self._image_task, total=self._images)
+
+    def expect(self, amount: int) -> None:
+        """So many more bytes may be moved."""
+        with self._lock:
+            self._bytes += amount
+        self._bar.update(self._byte_task, total=self._bytes)
+
+    def moved(self, amount: int) -> None:
+        """So many bytes have been moved."""
+        self._bar.advance(self._byte_task, amount)
+        self._count()
+
+    def done(self, outcome: Outcome) -> None:
+        """One more image, named above the bars."""
+        self._bar.console.print(printable(_line(outcome)), markup=False, highlight=False)
+        self._bar.advance(self._image_task)
+        self._count()
+
+    def _count(self) -> None:
+        images, moved = (int(task.completed) for task in self._bar.tasks)
+        self._bar.update(self._image_task, done=f"{images} of {self._images}")
+        self._bar.update(
+            self._byte_task, done=f"{size_words(moved)} of at most {size_words(self._bytes)}"
+        )
+
+
+@contextmanager
+def watching(*, quiet: bool) -> Iterator[Progress]:
+    """Show progress on stderr: bars on a terminal, lines on the log elsewhere."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    with Display(
+        TextColumn("{task.description:>6}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        yield _Bars(bar)

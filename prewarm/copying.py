@@ -1,0 +1,464 @@
+"""Copying: carries out a plan, step by step, and says what came of each.
+
+For one image: buy the manifests that nobody has (`purchase`), let skopeo copy what each mirror
+lacks, by digest and through the gate, put the index under its tag, and look whether all is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from prewarm import skopeo
+from prewarm.budget import Window
+from prewarm.errors import Failure, PrewarmError, RegistryError
+from prewarm.gate import BlobSource, Gate, Offer
+from prewarm.image import Image
+from prewarm.ledger import Ledger
+from prewarm.manifest import Manifest, ManifestError
+from prewarm.observe import MirrorSite, Observer, UpstreamSite, unsupported, words
+from prewarm.order import Moving, Turns
+from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Skip, Step, Tag
+from prewarm.platforms import ALL, Platform, normalise
+from prewarm.policy import Policy
+from prewarm.purchase import EndedError, Purchasing
+from prewarm.settings import Limits
+
+_CONFIG_MAX: Final = 4 << 20
+_SLOWEST: Final = 500_000
+"""Bytes per second: a copy that is slower on the whole is given up."""
+_BASE_TIMEOUT: Final = 600.0
+_TRIES: Final = 2
+"""Of a copy whose connection broke: manifests are at hand, so a second try costs no pull."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a step."""
+
+    step: Step
+    """The step as it ended: a copy that met an empty quota has become a Defer."""
+    content: Manifest | None = None
+    """What lies, or should lie, under the tag."""
+    holdings: tuple[Holding, ...] = ()
+    pulls: int | None = 0
+    """As charged in the ledger; in a dry run an upper bound, None where nobody can know."""
+    gets: int | None = 0
+    """Manifest GETs sent upstream."""
+    moved: int = 0
+    """Bytes of blobs read from upstream or another mirror."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the blobs of each single manifest, where known."""
+    seconds: float = 0.0
+
+
+class Progress(Protocol):
+    """Where the run is, for a person who watches."""
+
+    def begin(self, images: int) -> None:
+        """So many more images are to be carried."""
+
+    def expect(self, amount: int) -> None:
+        """So many more bytes of blobs may be moved."""
+
+    def moved(self, amount: int) -> None:
+        """So many bytes have been moved."""
+
+    def done(self, outcome: Outcome) -> None:
+        """A step has ended."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What copies: skopeo, its private folders, and the host's policy."""
+
+    program: str
+    environment: Mapping[str, str]
+    destinations: Mapping[str, skopeo.Destination]
+    """By the mirror's URL."""
+    policy: Policy
+
+
+@dataclass
+class Carrier:
+    """Carries out the plans of one run; `stop` ends it early, cleanly."""
+
+    run: str
+    observer: Observer
+    ledger: Ledger
+    gate: Gate
+    tools: Tools | PrewarmError
+    """An error where nothing can be copied: images that need no copy are done all the same."""
+    windows: Callable[[UpstreamSite], Window]
+    limits: Limits
+    progress: Progress
+    stop: threading.Event
+    deadline: float
+    """By the monotonic clock: no step starts after it."""
+    _right: set[str] = field(default_factory=set)
+    """Configs that are for a wanted platform."""
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.stop)
+        self._moving = Moving(self.stop)
+        self._sites = {site.url: site for site in self.observer.mirrors}
+        self._purchasing = Purchasing(
+            run=self.run,
+            ledger=self.ledger,
+            clock=self.observer.clock,
+            windows=self.windows,
+            limits=self.limits,
+            held_up=self._held_up,
+        )
+
+    def carry_out(self, plan: Plan) -> Iterator[Outcome]:
+        """Do the steps that do something, at most `limits.parallel` at once; yield as they end.
+
+        Pulls are reserved in the order of the plan. Steps that share a digest run one after
+        another, so that the first brings it and the others find it.
+        """
+        groups: dict[tuple[str, str | None], list[Copy | Tag]] = {}
+        for step in plan.steps:
+            if isinstance(step, Copy | Tag):
+                groups.setdefault((step.want.reference.name, step.seen.key), []).append(step)
+        self.progress.begin(sum(map(len, groups.values())))
+        with ThreadPoolExecutor(self.limits.parallel, "copy") as pool:
+            turns = self._turns.issue(len(groups))
+            pending: set[Future[list[Outcome]]] = {
+                pool.submit(self._group, group, turn)
+                for group, turn in zip(groups.values(), turns, strict=True)
+            }
+            while pending:
+                ended, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield from future.result()
+
+    def _group(self, steps: Sequence[Copy | Tag], turn: int) -> list[Outcome]:
+        outcomes = []
+        try:
+            for step in steps:
+                started = time.monotonic()
+                outcome = replace(self._step(step, turn), seconds=time.monotonic() - started)
+                self.progress.done(outcome)
+                outcomes.append(outcome)
+        finally:
+            self._turns.over(turn)
+        return outcomes
+
+    def _step(self, step: Copy | Tag, turn: int) -> Outcome:
+        """Carry out one step; whatever goes wrong with it becomes its outcome."""
+        image = Image(step, step.seen.content, step.seen.required)
+        image.holdings = {holding.mirror: holding for holding in step.seen.holdings}
+        try:
+            ended = self._carry(image, turn)
+        except EndedError as early:
+            ended = early.step
+        except ManifestError as error:
+            ended = Fail(step.want, step.seen, unsupported(step.want, error))
+        except PrewarmError as error:
+            if error.code in LATER:
+                ended = Defer(step.want, step.seen, None, error.code, error.text)
+            else:
+                ended = Fail(step.want, step.seen, error.failure)
+        return Outcome(
+            ended,
+            image.content,
+            tuple(image.holdings.values()),
+            image.pulls,
+            image.gets,
+            image.moved,
+            {
+                **step.seen.sizes,
+                **{digest: m.blob_bytes for digest, m in image.manifests.items()},
+            },
+        )
+
+    def _carry(self, image: Image, turn: int) -> Step:
+        if (held_up := self._held_up(image)) is not None:
+            return held_up
+        self._check(image)
+        ended = self._obtain(image, turn)
+        self._turns.over(turn)
+        if ended is not None and not (isinstance(ended, Defer) and image.content):
+            return ended
+        assert image.content is not None
+        self._fill(image, image.content, whole=ended is None)
+        return ended or _verdict(image)
+
+    def _held_up(self, image: Image) -> Step | None:
+        if self.stop.is_set():
+            return Defer(image.want, image.seen, None, "interrupted", "the run was ended")
+        if time.monotonic() > self.deadline:
+            return Defer(image.want, image.seen, None, "run-time", "limits.run_time is over")
+        return None
+
+    def _check(self, image: Image) -> None:
+        """Make sure, before a pull is spent, that the copy can be made."""
+        for holding in image.open_targets:
+            site = self._sites[holding.mirror]
+            if site.failure is None:
+                site.failure = too_little_space(site, 0)
+            if site.failure is not None:
+                image.note_failure(site.url, site.failure)
+        if not image.open_targets:
+            failure = next(h.failure for h in image.holdings.values() if h.target and h.failure)
+            raise PrewarmError(failure.code, failure.text, failure.cure)
+        if isinstance(self.tools, PrewarmError):
+            raise self.tools
+        if (refusal := self.tools.policy.refusal(image.want.reference)) is not None:
+            raise refusal
+
+    def _obtain(self, image: Image, turn: int) -> Step | None:
+        """Get the bytes of every manifest that some mirror needs; a Step where that fails."""
+        if image.content is None:
+            # A step of the same digest, or an earlier run, may have brought it meanwhile.
+            original = self.ledger.manifest(image.digest)
+            if original is not None:
+                image.use(original)
+        if image.content is not None or not image.is_index:
+            self._find(image)
+            if image.content is not None and not image.due:
+                return None
+        return self._purchasing.buy(
+            image,
+            self.observer.upstreams[image.want.reference.registry],
+            self._find,
+            lambda: self._turns.wait(turn),
+            lambda: self._turns.over(turn),
+        )
+
+    def _find(self, image: Image) -> None:
+        """Look for the required manifests in memory and on the mirrors, which costs no pull."""
+        for url, holding in image.holdings.items():
+            site = self._sites[url]
+            unseen = set(image.required) - holding.present
+            if holding.failure is None and site.failure is None and unseen:
+                found = self.observer.present(site, holding.repository, unseen, None)
+                image.note_present(url, found)
+        for digest in image.due:
+            known = self.ledger.manifest(digest) or self._from_mirror(image, digest)
+            if known is not None:
+                image.manifests[digest] = known
+                if digest == image.digest and image.content is None:
+                    image.use(known)
+
+    def _from_mirror(self, image: Image, digest: str) -> Manifest | None:
+        for holding in image.holdings.values():
+            site = self._sites[holding.mirror]
+            if digest in holding.present and site.failure is None:
+                return self.observer.fetch(site, holding.repository, digest)
+        return None
+
+    def _fill(self, image: Image, content: Manifest, *, whole: bool) -> None:
+        """Bring the image to every mirror that needs it; one mirror's failure stays with it."""
+        if image.size > self.limits.image_size:
+            raise EndedError(too_large(image, self.limits))
+        if not content.is_index:
+            self._check_platform(image, content)
+        for holding in image.open_targets:
+            site = self._sites[holding.mirror]
+            try:
+                if site.failure is not None:
+                    raise PrewarmError(site.failure.code, site.failure.text, site.failure.cure)
+                self._fill_mirror(image, site)
+                if whole:
+                    self._tag(image, content, site)
+            except PrewarmError as error:
+                if error.code.startswith("mirror-"):
+                    site.failure = error.failure
+                image.note_failure(site.url, error.failure)
+
+    def _fill_mirror(self, image: Image, site: MirrorSite) -> None:
+        """Copy the manifests at hand that the mirror lacks."""
+        lacking = [
+            image.manifests[digest]
+            for digest in image.required
+            if digest not in image.holdings[site.url].present and digest in image.manifests
+        ]
+        self.progress.expect(sum(manifest.blob_bytes for manifest in lacking))
+        for manifest in lacking:
+            if (failure := too_little_space(site, manifest.blob_bytes)) is not None:
+                raise PrewarmError(failure.code, failure.text, failure.cure)
+            self._copy(image, site, manifest)
+            image.note_present(site.url, (manifest.digest,))
+
+    def _tag(self, image: Image, content: Manifest, site: MirrorSite) -> None:
+        """Put the content under its tag, and look whether the mirror has all of it."""
+        holding, reference = image.holdings[site.url], image.want.reference
+        if content.is_index or reference.digest is None:
+            site.registry.put_manifest(holding.repository, reference.selector, content)
+        head = site.registry.head(holding.repository, reference.selector)
+        there = self.observer.present(site, holding.repository, image.required, None)
+        if head.descriptor.digest != content.digest or there < set(image.required):
+            raise PrewarmError(
+                "verify",
+                f"{site.url}: {holding.repository} is not whole after the copy of {reference}",
+                "restart the mirror if its garbage was collected, then run again",
+            )
+        now = self.observer.clock()
+        self.ledger.keep_manifest(content, now)
+        self.ledger.note_written(
+            site.url,
+            str(reference),
+            holding.repository,
+            None if reference.digest else reference.tag,
+            content.digest,
+            image.digest,
+            words(image.want.platforms),
+            image.size,
+            now,
+        )
+        image.holdings[site.url] = replace(
+            holding, digest=content.digest, state="fresh", present=there
+        )
+
+    def _copy(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
+        """Let skopeo copy one manifest with its blobs to a mirror."""
+        assert isinstance(self.tools, Tools)
+        timeout = _BASE_TIMEOUT + manifest.blob_bytes / _SLOWEST
+        blobs = [blob.digest for blob in manifest.blobs]
+        with self._moving.hold(site.url, blobs):
+            for last in (number == _TRIES for number in range(1, _TRIES + 1)):
+                offer = Offer(manifest, self._sources(image, manifest.digest, site), self._count)
+                source = self.gate.offer(offer)
+                command = skopeo.copy_command(
+                    self.tools.program,
+                    source,
+                    self.tools.destinations[site.url],
+                    image.holdings[site.url].repository,
+                    manifest.digest,
+                    timeout,
+                )
+                try:
+                    result = skopeo.run(command, self.tools.environment, timeout, self.stop)
+                finally:
+                    self.gate.withdraw(source)
+                    image.moved += offer.sent
+                if result.returncode == 0:
+                    return
+                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+                error = self._why_failed(image, site, offer, result)
+                if last or error.code not in ("reset", "timeout"):
+                    raise error
+
+    def _why_failed(
+        self, image: Image, site: MirrorSite, offer: Offer, result: skopeo.Result
+    ) -> PrewarmError:
+        if result.stopped and (held_up := self._held_up(image)) is not None:
+            raise EndedError(held_up)
+        return offer.failure or skopeo.failure(result.stderr, site.url)
+
+    def _count(self, amount: int) -> None:
+        self.progress.moved(amount)
+
+    def _sources(
+        self, image: Image, digest: str, to: MirrorSite | None = None
+    ) -> list[tuple[BlobSource, str]]:
+        """Where the blobs of a manifest can be read: mirrors that hold it, then upstream."""
+        near: list[tuple[BlobSource, str]] = [
+            (site.registry, holding.repository)
+            for holding in image.holdings.values()
+            if digest in holding.present
+            and (site := self._sites[holding.mirror]) is not to
+            and site.failure is None
+        ]
+        reference = image.want.reference
+        upstream = self.observer.upstreams[reference.registry].registry
+        return [*near, (upstream, reference.repository)]
+
+    def _check_platform(self, image: Image, manifest: Manifest) -> None:
+        """A lone manifest runs on the platform of its config: refuse one that nobody wants."""
+        want = image.want
+        if want.whole or want.platforms == ALL or not manifest.blobs:
+            return
+        config = manifest.blobs[0]
+        if config.digest in self._right or config.size > _CONFIG_MAX:
+            return
+        found = platform_of(self._read(image, manifest, config.digest, config.size))
+        if found is not None and found not in want.platforms:
+            raise PrewarmError(
+                "no-platform",
+                f"{want.reference}: is only for {found}, wanted is {words(want.platforms)}",
+                f"set platforms: of the image, at {want.where}",
+            )
+        self._right.add(config.digest)
+
+    def _read(self, image: Image, manifest: Manifest, digest: str, size: int) -> bytes:
+        failure: RegistryError | None = None
+        for source, repository in self._sources(image, manifest.digest):
+            try:
+                blob = source.open_blob(repository, digest)
+                try:
+                    content = b""
+                    while len(content) < size and (chunk := blob.read(size - len(content))):
+                        content += chunk
+                    return content
+                finally:
+                    blob.close()
+            except RegistryError as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+
+def _verdict(image: Image) -> Step:
+    """The step as it ended: failed only where no mirror got the image."""
+    targets = [h for h in image.holdings.values() if h.target]
+    tried = [h for h in targets if h.failure is not None]
+    got = any(h.state == "fresh" and h.failure is None for h in targets)
+    if tried and not got:
+        assert tried[0].failure is not None
+        return Fail(image.want, image.seen, tried[0].failure)
+    return image.step
+
+
+def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
+    """Return the failure of a mirror whose local disk would fall below `min_free`."""
+    storage, least = site.settings.storage, site.settings.min_free
+    if storage is None or least is None:
+        return None
+    try:
+        free = shutil.disk_usage(storage).free
+    except OSError as error:
+        return Failure(
+            "mirror-storage",
+            f"{site.url}: storage {storage} cannot be read: {error.strerror}",
+            "correct storage: of the mirror, or leave it out",
+        )
+    if free - needed >= least:
+        return None
+    return Failure(
+        "mirror-full",
+        f"{site.url}: {free >> 20} MiB are free at {storage}, below min_free {least >> 20} MiB",
+        "free space on the mirror (prewarm prune, then garbage-collect) or lower min_free",
+    )
+
+
+def too_large(image: Image, limits: Limits) -> Skip:
+    """Return the step of an image that is larger than one image may be."""
+    return Skip(
+        image.want,
+        image.seen,
+        "image-size",
+        f"has {image.size >> 20} MiB, more than limits.image_size {limits.image_size >> 20} MiB",
+    )
+
+
+def platform_of(config: bytes) -> Platform | None:
+    """Return the platform that an image's config names; None where it is no image's config."""
+    try:
+        document = json.loads(config)
+    except (ValueError, RecursionError):
+        return None
+    match document:
+        case {"os": str(os), "architecture": str(architecture), **more} if os and architecture:
+            variant = more.get("variant")
+            return normalise(os, architecture, variant if isinstance(variant, str) else "")
+        case _:
+            return None

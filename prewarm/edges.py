@@ -1,0 +1,144 @@
+"""The edges of a run: clients of upstreams and mirrors, skopeo and its private folders.
+
+Built here from the settings, once, and handed down; nothing below looks for them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+from prewarm import skopeo
+from prewarm.copying import Tools
+from prewarm.credentials import AuthConfig, private_authfile
+from prewarm.credentials import load as load_credentials
+from prewarm.errors import Failure, PrewarmError, Problem, RegistryError
+from prewarm.observe import MirrorSite, UpstreamSite
+from prewarm.policy import read_policy
+from prewarm.registry import Registry
+from prewarm.settings import Mirror, Settings, Upstream
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Everything outside this process that a run speaks to, but for the state."""
+
+    upstreams: dict[str, UpstreamSite]
+    """By name, as in references."""
+    mirrors: tuple[MirrorSite, ...]
+    problems: tuple[Problem, ...]
+    """What is wrong with the credentials' files."""
+    auth: AuthConfig
+
+
+@contextmanager
+def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges]:
+    """Build the clients; they are closed at the end. UsageError for a broken explicit authfile."""
+    auth = load_credentials(settings.authfile, environ)
+    with ExitStack() as stack:
+        upstreams = {
+            upstream.name: UpstreamSite(
+                upstream,
+                stack.enter_context(_upstream_client(upstream, settings, auth, environ)),
+                _account(auth, upstream.name),
+            )
+            for upstream in settings.registries
+        }
+        mirrors = tuple(
+            MirrorSite(mirror, stack.enter_context(_mirror_client(mirror, auth, environ)))
+            for mirror in settings.mirrors
+        )
+        yield Edges(upstreams, mirrors, auth.problems, auth)
+
+
+def _account(auth: AuthConfig, registry: str) -> str | None:
+    """The user whose quota is spent; a helper that fails is reported when it is really asked."""
+    try:
+        return auth.account(registry)
+    except RegistryError:
+        return None
+
+
+def _upstream_client(
+    upstream: Upstream, settings: Settings, auth: AuthConfig, environ: Mapping[str, str]
+) -> Registry:
+    limits = settings.limits
+    return Registry(
+        upstream.name,
+        upstream.endpoint,
+        ca=upstream.ca,
+        realm=upstream.realm,
+        credentials=lambda repository: auth.login(upstream.name, repository),
+        connections=max(limits.checks, limits.parallel),
+        heads_per_minute=limits.heads_per_minute,
+        environ=environ,
+    )
+
+
+def _mirror_client(mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str]) -> Registry:
+    host = urlsplit(mirror.url).netloc
+    return Registry(
+        mirror.url,
+        mirror.url,
+        role="mirror",
+        ca=mirror.ca,
+        credentials=lambda repository: auth.login(host, repository),
+        connections=32,
+        environ=environ,
+    )
+
+
+@contextmanager
+def open_tools(
+    edges: Edges, data: Path, environ: Mapping[str, str], home: Path
+) -> Iterator[Tools | PrewarmError]:
+    """Find skopeo and make its private folder; the error where it cannot be used.
+
+    `data` is the folder where skopeo remembers, from run to run, which blob lies where.
+    """
+    with TemporaryDirectory(prefix="prewarm-") as name:
+        private = Path(name)
+        try:
+            program = skopeo.find(environ)
+            policy = read_policy(home)
+            destinations = {
+                site.url: _destination(site, number, private, edges.auth)
+                for number, site in enumerate(edges.mirrors)
+            }
+        except PrewarmError as error:
+            yield error
+            return
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield Tools(program, skopeo.child_environment(environ, private, data), destinations, policy)
+
+
+def _destination(
+    site: MirrorSite, number: int, private: Path, auth: AuthConfig
+) -> skopeo.Destination:
+    """Tell skopeo of a mirror: its own credentials alone, in a file of its own."""
+    parts = urlsplit(site.url)
+    authfile = private / f"auth-{number}.json"
+    try:
+        login = auth.login(parts.netloc, "")
+    except RegistryError as error:
+        site.failure = Failure(error.code, error.text, error.cure)
+        login = None
+    private_authfile(authfile, {parts.netloc: login} if login else {})
+    certs = None
+    if site.settings.ca is not None:
+        certs = private / f"certs-{number}"
+        certs.mkdir(mode=0o700)
+        try:
+            (certs / "ca.crt").write_bytes(site.settings.ca.read_bytes())
+        except OSError as error:
+            site.failure = Failure(
+                "mirror-tls",
+                f"{site.url}: ca {site.settings.ca} cannot be read: {error.strerror}",
+                "correct ca: of the mirror",
+            )
+    host = (parts.netloc + parts.path).rstrip("/")
+    return skopeo.Destination(host, parts.scheme == "http", certs, authfile)

@@ -1,0 +1,141 @@
+"""Explaining one image: who wants it, where it is, what the next plan does with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prewarm.copying import Outcome
+from prewarm.demand import platforms_of
+from prewarm.ledger import Known
+from prewarm.plan import Copy, Fresh, Step, action
+from prewarm.reference import Reference
+from prewarm.report import image_json, iso, planned
+from prewarm.settings import Newest, Pin
+from prewarm.sync import Session, make_plan, survey
+from prewarm.tags import newest
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What `prewarm explain` tells; `warm` is its exit code."""
+
+    warm: bool
+    document: dict[str, Any]
+
+
+def explain(session: Session, reference: Reference, *, offline: bool) -> Explanation:
+    """Look at one image by HEAD and tell all; `offline` tells from the state alone."""
+    hidden = _hidden(session, reference)
+    pins = _pins(session, reference)
+    outcome = None if offline or hidden else _look(session, reference)
+    states = [known for known in session.ledger.states() if known.image == str(reference)]
+    if outcome is not None:
+        warm = isinstance(outcome.step, Fresh)
+    else:
+        warm = bool(states) and all(known.state == "fresh" for known in states)
+    return Explanation(
+        warm,
+        {
+            "version": 1,
+            "image": str(reference),
+            "warm": warm,
+            "hidden": hidden,
+            "pins": [{"where": pin.where, "platforms": _platforms(session, pin)} for pin in pins],
+            "upstream": _upstream(session, reference, outcome),
+            "mirrors": _mirrors(outcome, states),
+            "last_copy": _last_copy(session, reference),
+            "next": None if outcome is None else _next(outcome.step, outcome),
+            "command": None if warm or hidden else f"prewarm sync {reference.familiar}",
+        },
+    )
+
+
+def _hidden(session: Session, reference: Reference) -> dict[str, str] | None:
+    """What keeps the image from being mirrored at all."""
+    if reference.registry in session.edges.upstreams:
+        return None
+    return {
+        "code": "registry",
+        "text": f"registry {reference.registry} is not listed",
+        "cure": f"add {reference.registry}: {{}} under registries: in images.yml",
+    }
+
+
+def _pins(session: Session, reference: Reference) -> list[Pin]:
+    return [pin for pin in session.settings.pins if _names(pin, reference)]
+
+
+def _names(pin: Pin, reference: Reference) -> bool:
+    if pin.reference.name != reference.name:
+        return False
+    if isinstance(pin.tags, Newest):
+        every = Newest(match=pin.tags.match, semver=pin.tags.semver)
+        return reference.tag is not None and bool(newest([reference.tag], every))
+    if pin.tags is not None:
+        return reference.tag in pin.tags
+    return pin.reference == reference
+
+
+def _platforms(session: Session, pin: Pin) -> list[str]:
+    wanted = platforms_of(session.settings, pin)
+    return [wanted] if isinstance(wanted, str) else [str(platform) for platform in wanted]
+
+
+def _look(session: Session, reference: Reference) -> Outcome:
+    seen = survey(session, (Pin(reference),))
+    (outcome,) = planned(make_plan(session, seen.images))
+    return outcome
+
+
+def _upstream(
+    session: Session, reference: Reference, outcome: Outcome | None
+) -> dict[str, Any] | None:
+    known = None
+    if reference.tag is not None and reference.digest is None:
+        known = session.ledger.tag(reference.registry, reference.repository, reference.tag)
+    digest = outcome.step.seen.key if outcome is not None else None
+    if digest is None and known is None:
+        return None
+    moved = known is not None and digest is not None and known.descriptor.digest != digest
+    return {
+        "digest": digest or (known.descriptor.digest if known else None),
+        "checked": iso(session.clock().wall if digest else known.checked if known else None),
+        "changed": iso(known.changed) if known and not moved else None,
+        "moves": (known.moves if known else 0) + int(moved),
+    }
+
+
+def _mirrors(outcome: Outcome | None, states: list[Known]) -> dict[str, Any]:
+    if outcome is not None:
+        mirrors: dict[str, Any] = image_json(outcome)["mirrors"]
+        return mirrors
+    return {
+        known.mirror: {"state": known.state, "digest": known.digest, "seen": iso(known.wall)}
+        for known in states
+    }
+
+
+def _last_copy(session: Session, reference: Reference) -> dict[str, Any] | None:
+    copied = session.ledger.last_copy(str(reference))
+    if copied is None:
+        return None
+    return {
+        "at": iso(copied.wall),
+        "pulls": copied.pulls,
+        "gets": copied.gets,
+        "bytes": copied.bytes,
+        "seconds": round(copied.seconds, 3),
+    }
+
+
+def _next(step: Step, outcome: Outcome) -> dict[str, Any]:
+    told = image_json(outcome)
+    return {
+        "action": action(step),
+        "code": step.code,
+        "reason": step.reason,
+        "until": told["until"],
+        "pulls": told["pulls"] if isinstance(step, Copy) else 0,
+        "error": told["error"],
+    }

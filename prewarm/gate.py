@@ -1,0 +1,222 @@
+"""The gate: a registry on loopback from which skopeo reads what this run decided to copy.
+
+It is the one door to an upstream (DESIGN.md, 3). Manifests are answered from bytes that were
+fetched under a reservation, so no manifest GET can leave without one; blobs are streamed through,
+with redirects followed here: TLS is then verified to the last hop (skopeo told to do without TLS
+towards the gate would do without it towards the CDN as well), interrupted blobs resume, and every
+byte is counted. Nothing but the digests of this run is answered, below an unguessable path.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final, Protocol
+
+from prewarm.errors import RegistryError
+from prewarm.manifest import Manifest
+
+CHUNK: Final = 256 * 1024
+_TRIES: Final = 4
+
+
+class Stream(Protocol):
+    """A blob being read."""
+
+    def read(self, amount: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class BlobSource(Protocol):
+    """A registry that blobs are read from."""
+
+    def open_blob(self, repository: str, digest: str, start: int = 0) -> Stream: ...
+
+
+@dataclass
+class Offer:
+    """One manifest that the gate answers, and where its blobs come from, best first."""
+
+    manifest: Manifest
+    sources: Sequence[tuple[BlobSource, str]]
+    """Registries with the repository there."""
+    on_bytes: Callable[[int], None]
+    sent: int = 0
+    """Bytes of blobs handed on."""
+    failures: dict[str, RegistryError] = field(default_factory=dict)
+    """By blob: what its sources said last, where the gate could not mend it."""
+    sizes: dict[str, int] = field(init=False)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.sizes = {blob.digest: blob.size for blob in self.manifest.blobs}
+
+    @property
+    def failure(self) -> RegistryError | None:
+        """Why the sources did not give all that was asked for, if they did not."""
+        return next(iter(self.failures.values()), None)
+
+    def count(self, amount: int) -> None:
+        with self.lock:
+            self.sent += amount
+        self.on_bytes(amount)
+
+
+class Gate:
+    """The server; use as a context manager for the length of a run."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_hex(16)
+        self._offers: dict[str, Offer] = {}
+        self._numbers = 0
+        self._lock = threading.Lock()
+        gate = self
+
+        class Handler(_Handler):
+            offers = gate._offers
+            prefix = f"/v2/{gate._secret}/"
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="gate"
+        )
+
+    def __enter__(self) -> Gate:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def offer(self, offer: Offer) -> str:
+        """Answer the offer's manifest and blobs from now on; return its repository on the gate."""
+        with self._lock:
+            self._numbers += 1
+            name = f"n{self._numbers}"
+            self._offers[name] = offer
+        return f"127.0.0.1:{self._server.server_address[1]}/{self._secret}/{name}"
+
+    def withdraw(self, repository: str) -> None:
+        """Answer no more for a repository that `offer` returned."""
+        self._offers.pop(repository.rpartition("/")[2], None)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A child that was killed breaks its connections: nothing to tell."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    offers: dict[str, Offer]
+    prefix: str
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        """Keep silent: skopeo's first try in TLS is no news."""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        if self.path == "/v2/":
+            return self._reply(200, "application/json", b"{}", body=body)
+        if not self.path.startswith(self.prefix):
+            return self._reply(404, "text/plain", b"", body=body)
+        name, _, rest = self.path.removeprefix(self.prefix).partition("/")
+        kind, _, digest = rest.partition("/")
+        offer = self.offers.get(name)
+        if offer is None:
+            return self._reply(404, "text/plain", b"", body=body)
+        if kind == "manifests" and digest == offer.manifest.digest:
+            manifest = offer.manifest
+            return self._reply(200, manifest.media_type, manifest.content, body=body)
+        if kind == "blobs" and digest in offer.sizes:
+            return self._blob(offer, digest, body=body)
+        return self._reply(404, "text/plain", b"", body=body)
+
+    def _reply(self, status: int, media_type: str, content: bytes, *, body: bool) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def _blob(self, offer: Offer, digest: str, *, body: bool) -> None:
+        size = offer.sizes[digest]
+        stream = _open(offer, digest, 0) if body else None
+        if body and stream is None:
+            return self._reply(502, "text/plain", b"", body=True)
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        if stream is None:
+            return None
+        sent, tries = 0, 1
+        while stream is not None:
+            try:
+                sent = self._pass_on(offer, stream, sent, size)
+                if sent >= size:
+                    offer.failures.pop(digest, None)
+                    return None
+                offer.failures[digest] = RegistryError(
+                    "reset", f"blob {digest} ended after {sent} of {size} bytes", "run again"
+                )
+            except _BrokenError as broken:
+                sent, offer.failures[digest] = broken.sent, broken.cause
+            finally:
+                stream.close()
+            tries += 1
+            stream = _open(offer, digest, sent) if tries <= _TRIES else None
+        # Nothing more can be had: a cut connection tells skopeo that the blob is not whole.
+        self.close_connection = True
+        return None
+
+    def _pass_on(self, offer: Offer, stream: Stream, sent: int, size: int) -> int:
+        while sent < size:
+            try:
+                chunk = stream.read(min(CHUNK, size - sent))
+            except RegistryError as error:
+                raise _BrokenError(sent, error) from error
+            if not chunk:
+                break
+            self.wfile.write(chunk)
+            sent += len(chunk)
+            offer.count(len(chunk))
+        return sent
+
+
+class _BrokenError(Exception):
+    """A source broke off after `sent` bytes of a blob."""
+
+    def __init__(self, sent: int, cause: RegistryError) -> None:
+        super().__init__()
+        self.sent = sent
+        self.cause = cause
+
+
+def _open(offer: Offer, digest: str, start: int) -> Stream | None:
+    """Open the blob at the first source that has it."""
+    for source, repository in offer.sources:
+        try:
+            return source.open_blob(repository, digest, start)
+        except RegistryError as error:
+            offer.failures[digest] = error
+    return None

@@ -1,0 +1,860 @@
+"""The ledger: what was spent and what is remembered, durable and shared by threads and processes.
+
+All SQL of the project is here. Statements are portable (named parameters, INSERT … ON CONFLICT), so
+that another database can follow; pragmas and the opening of a file are SQLite's own.
+
+Ledger time. Ages are differences of one clock that never goes back: seconds that the boot clock
+counted, plus, from the last moment that was noted in one boot to the first in the next, what the
+wall clock says has passed, at least nothing. So within a boot the wall clock may be set at will;
+across boots it is believed; and a row from the future starts to age at the first moment of the new
+boot (DESIGN.md, 1.7).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
+from prewarm.errors import PrewarmError, UsageError
+from prewarm.manifest import Descriptor, Manifest
+
+STEP_SECONDS: Final = 120
+"""How long after its reservation (or its last extension) a step may still send manifest GETs."""
+_BUSY_SECONDS: Final = 30.0
+
+_Row = TypeVar("_Row")
+
+MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
+    (
+        1,
+        (
+            # `base` + a boot clock = ledger time; `wall` and `boot` are the last moment noted.
+            """CREATE TABLE boots (
+                boot_id TEXT PRIMARY KEY, base DOUBLE PRECISION NOT NULL,
+                wall DOUBLE PRECISION NOT NULL, boot DOUBLE PRECISION NOT NULL)""",
+            # `reserved` and `settled` in ledger time; a row not settled is in flight.
+            """CREATE TABLE pulls (
+                id TEXT PRIMARY KEY, run TEXT NOT NULL, registry TEXT NOT NULL,
+                account TEXT NOT NULL, repository TEXT NOT NULL, digest TEXT NOT NULL,
+                pulls BIGINT NOT NULL, gets BIGINT NOT NULL,
+                wall DOUBLE PRECISION NOT NULL, boot_id TEXT NOT NULL,
+                boot DOUBLE PRECISION NOT NULL, reserved DOUBLE PRECISION NOT NULL,
+                settled DOUBLE PRECISION, outcome TEXT)""",
+            "CREATE INDEX pulls_window ON pulls (registry, account, settled)",
+        ),
+    ),
+    (
+        2,
+        (
+            """CREATE TABLE manifests (
+                digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, content BLOB NOT NULL,
+                used DOUBLE PRECISION NOT NULL)""",
+            """CREATE TABLE tags (
+                registry TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL,
+                digest TEXT NOT NULL, media_type TEXT NOT NULL, size BIGINT NOT NULL,
+                checked DOUBLE PRECISION NOT NULL, changed DOUBLE PRECISION NOT NULL,
+                moves BIGINT NOT NULL, PRIMARY KEY (registry, repository, tag))""",
+            """CREATE TABLE written (
+                mirror TEXT NOT NULL, image TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT,
+                digest TEXT NOT NULL, upstream_digest TEXT NOT NULL, platforms TEXT NOT NULL,
+                bytes BIGINT NOT NULL, wall DOUBLE PRECISION NOT NULL,
+                PRIMARY KEY (mirror, image))""",
+            """CREATE TABLE copies (
+                run TEXT NOT NULL, image TEXT NOT NULL, action TEXT NOT NULL, code TEXT NOT NULL,
+                pulls BIGINT NOT NULL, gets BIGINT NOT NULL, bytes BIGINT NOT NULL,
+                seconds DOUBLE PRECISION NOT NULL, wall DOUBLE PRECISION NOT NULL,
+                PRIMARY KEY (run, image))""",
+            "CREATE INDEX copies_image ON copies (image, wall)",
+            """CREATE TABLE states (
+                image TEXT NOT NULL, mirror TEXT NOT NULL, state TEXT NOT NULL, digest TEXT,
+                wall DOUBLE PRECISION NOT NULL, PRIMARY KEY (image, mirror))""",
+            """CREATE TABLE runs (
+                id TEXT PRIMARY KEY, started DOUBLE PRECISION NOT NULL,
+                finished DOUBLE PRECISION, exit_code BIGINT, report TEXT)""",
+        ),
+    ),
+)
+"""The schema's history, each step applied once, in order, in a transaction of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A row of the ledger that is in flight: the pulls and GETs that a step may spend."""
+
+    id: str
+    registry: str
+    account: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a step may not start now."""
+
+    kind: Literal["budget", "upstream-quota"]
+    until: float | None
+    """Seconds until the own budget has room; None if never, or if nobody can know."""
+    in_flight: bool
+    """Other steps of the account are in flight: as they settle there may be room."""
+    stale: bool = False
+    """Steps were settled since the HEAD that reported was sent: a new HEAD may tell of more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTag:
+    """What a tag upstream was when it was last asked for. Times are epoch seconds."""
+
+    registry: str
+    repository: str
+    tag: str
+    descriptor: Descriptor
+    checked: float
+    changed: float
+    """When its present digest was first seen."""
+    moves: int
+    """How many times its digest has changed since it was first seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An image that prewarm put on a mirror."""
+
+    mirror: str
+    image: str
+    """Fully qualified, as in the report: `docker.io/library/golang:bullseye`."""
+    repository: str
+    """On the mirror: `library/golang`."""
+    tag: str | None
+    """None for an image put there by its digest alone."""
+    digest: str
+    upstream_digest: str
+    platforms: str
+    bytes: int
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a run did with an image: `action` and `code` as in the report."""
+
+    run: str
+    image: str
+    action: str
+    code: str
+    pulls: int
+    gets: int
+    bytes: int
+    seconds: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The last known state of an image on a mirror."""
+
+    image: str
+    mirror: str
+    state: str
+    digest: str | None
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run and, once it has finished, its exit code and its report (JSON)."""
+
+    id: str
+    started: float
+    finished: float | None
+    exit_code: int | None
+    report: str | None
+
+
+class Ledger:
+    """The state in a SQLite file. Safe to share between threads; processes share the file.
+
+    A failure of the database (a full disk, a damaged file) is a PrewarmError, `state` its code.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._lock = threading.RLock()
+        self._synchronous = ""
+
+    @classmethod
+    def open(cls, path: Path, read_only: bool = False) -> Ledger:
+        """Open the state, made or brought up to this version's schema where need be.
+
+        With `read_only` the file is not changed: what is opened is a copy of it in memory, so that
+        a dry run may note what it likes. UsageError for a state that is missing then, or newer
+        than this prewarm, damaged, not a state at all, or that cannot be opened.
+        """
+        name = f"state {path}"
+        if read_only and not path.exists():
+            raise UsageError("no-state", f"{name} does not exist", "run prewarm sync first")
+        try:
+            connection = _snapshot(path) if read_only else _connect(str(path))
+            try:
+                _migrate(connection, name)
+                if not read_only:
+                    _use_wal(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise _open_failure(path, error) from error
+        return cls(connection, name)
+
+    @classmethod
+    def memory(cls) -> Ledger:
+        """Return an empty ledger that is forgotten when it is closed."""
+        connection = _connect(":memory:")
+        _migrate(connection, "state in memory")
+        return cls(connection, "state in memory")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Reservations
+
+    def reserve(
+        self,
+        run: str,
+        registry: str,
+        account: str,
+        repository: str,
+        digest: str,
+        pulls: int,
+        gets: int,
+        window: Window,
+        now: Moment,
+        reported: tuple[int, Moment] | None = None,
+    ) -> Reservation | Refusal:
+        """Reserve pulls and GETs before a step starts, in one transaction with the sums.
+
+        `reported` is what upstream says remains, and the moment before the HEAD that said so was
+        sent. Nothing is charged where it is refused.
+        """
+        with self._transaction(durable=True):
+            at = self._note_moment(now)
+            account_rows = {"registry": registry, "account": account, "own": ""}
+            refusal = self._own_refusal(account_rows, pulls, window, at) or self._upstream_refusal(
+                account_rows, gets, window, reported
+            )
+            if refusal is not None:
+                return refusal
+            reservation = Reservation(uuid.uuid4().hex, registry, account)
+            self._connection.execute(
+                """INSERT INTO pulls (id, run, registry, account, repository, digest, pulls, gets,
+                                      wall, boot_id, boot, reserved)
+                   VALUES (:id, :run, :registry, :account, :repository, :digest, :pulls, :gets,
+                           :wall, :boot_id, :boot, :reserved)""",
+                {
+                    "id": reservation.id,
+                    "run": run,
+                    "registry": registry,
+                    "account": account,
+                    "repository": repository,
+                    "digest": digest,
+                    "pulls": pulls,
+                    "gets": gets,
+                    "wall": now.wall,
+                    "boot_id": now.boot_id,
+                    "boot": now.boot,
+                    "reserved": at,
+                },
+            )
+            return reservation
+
+    def extend(
+        self,
+        reservation: Reservation,
+        pulls: int,
+        gets: int,
+        window: Window,
+        now: Moment,
+        reported: tuple[int, Moment] | None = None,
+    ) -> Literal[True] | Refusal:
+        """Change a reservation to these totals, as when an index has told its children.
+
+        What is lowered needs no room; what is raised is checked as a whole, the GETs already sent
+        included. Where it is refused the reservation stays as it was.
+        """
+        with self._transaction(durable=True):
+            at = self._note_moment(now)
+            held_pulls, held_gets = self._in_flight(reservation)
+            account_rows = {
+                "registry": reservation.registry,
+                "account": reservation.account,
+                "own": reservation.id,
+            }
+            refusal = None
+            if pulls > held_pulls:
+                refusal = self._own_refusal(account_rows, pulls, window, at)
+            if gets > held_gets and refusal is None:
+                refusal = self._upstream_refusal(account_rows, gets, window, reported)
+            if refusal is not None:
+                return refusal
+            self._connection.execute(
+                "UPDATE pulls SET pulls = :pulls, gets = :gets, reserved = :at WHERE id = :id",
+                {"pulls": pulls, "gets": gets, "at": at, "id": reservation.id},
+            )
+            return True
+
+    def settle(
+        self, reservation: Reservation, pulls: int, gets: int, outcome: str, now: Moment
+    ) -> None:
+        """Charge what a step really spent; `now` is a moment after its last GET was answered."""
+        with self._transaction():
+            at = self._note_moment(now)
+            self._in_flight(reservation)
+            self._connection.execute(
+                """UPDATE pulls SET pulls = :pulls, gets = :gets, outcome = :outcome, settled = :at
+                   WHERE id = :id""",
+                {"pulls": pulls, "gets": gets, "outcome": outcome, "at": at, "id": reservation.id},
+            )
+
+    def release(self, reservation: Reservation, now: Moment) -> None:
+        """Give a reservation back: no GET of its step was answered, so nothing was spent."""
+        with self._transaction():
+            self._note_moment(now)
+            self._in_flight(reservation)
+            self._connection.execute("DELETE FROM pulls WHERE id = :id", {"id": reservation.id})
+
+    def recover(self, now: Moment) -> int:
+        """Settle what dead processes left in flight, as spent, and return how many steps it was.
+
+        To be called with the lock of the state held: whatever is in flight is then nobody's. Their
+        GETs ended with the process, and no later than a step may send them.
+        """
+        with self._transaction(durable=True):
+            at = self._note_moment(now)
+            return self._connection.execute(
+                """UPDATE pulls SET outcome = 'abandoned',
+                          settled = CASE WHEN reserved + :step < :at THEN reserved + :step
+                                         ELSE :at END
+                   WHERE settled IS NULL""",
+                {"step": STEP_SECONDS, "at": at},
+            ).rowcount
+
+    def spends(self, registry: str, account: str, now: Moment, seconds: int) -> tuple[Spend, ...]:
+        """Return what the account has in flight or settled in the last `seconds`."""
+        with self._reading():
+            return self._spends(
+                {"registry": registry, "account": account, "own": ""}, self._time(now), seconds
+            )
+
+    def accounts(self, registry: str) -> tuple[str, ...]:
+        """Return the accounts of a registry that the ledger has charged."""
+        query = "SELECT DISTINCT account FROM pulls WHERE registry = :registry ORDER BY account"
+        return self._rows(lambda account: str(account), query, {"registry": registry})
+
+    def _own_refusal(
+        self, account_rows: dict[str, str], pulls: int, window: Window, at: float
+    ) -> Refusal | None:
+        if window.capacity is None or pulls <= 0:
+            return None
+        (held,) = self._connection.execute(
+            """SELECT COALESCE(SUM(pulls), 0) FROM pulls
+               WHERE registry = :registry AND account = :account AND id <> :own
+                 AND (settled IS NULL OR settled > :since)""",
+            {**account_rows, "since": at - window.seconds},
+        ).fetchone()
+        if held + pulls <= window.capacity:
+            return None
+        spends = self._spends(account_rows, at, window.seconds)
+        in_flight = any(spend.in_flight for spend in spends)
+        return Refusal("budget", next_free(spends, window, pulls), in_flight)
+
+    def _upstream_refusal(
+        self,
+        account_rows: dict[str, str],
+        gets: int,
+        window: Window,
+        reported: tuple[int, Moment] | None,
+    ) -> Refusal | None:
+        if reported is None or gets <= 0:
+            return None
+        left, head_sent = reported
+        in_flight, settled_since = self._connection.execute(
+            """SELECT COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0),
+                      COALESCE(SUM(CASE WHEN settled IS NULL THEN 0 ELSE gets END), 0)
+               FROM pulls
+               WHERE registry = :registry AND account = :account AND id <> :own
+                 AND (settled IS NULL OR settled >= :head_sent)""",
+            {**account_rows, "head_sent": self._time(head_sent)},
+        ).fetchone()
+        if upstream_allows(left, in_flight + settled_since, gets, window.reserve):
+            return None
+        return Refusal("upstream-quota", None, in_flight > 0, settled_since > 0)
+
+    def _spends(self, account_rows: dict[str, str], at: float, seconds: int) -> tuple[Spend, ...]:
+        rows = self._connection.execute(
+            """SELECT settled, pulls FROM pulls
+               WHERE registry = :registry AND account = :account AND id <> :own
+                 AND (settled IS NULL OR settled > :since)
+               ORDER BY reserved""",
+            {**account_rows, "since": at - seconds},
+        )
+        return tuple(
+            Spend(0.0, pulls, in_flight=True)
+            if settled is None
+            else Spend(max(0.0, at - settled), pulls)
+            for settled, pulls in rows
+        )
+
+    def _in_flight(self, reservation: Reservation) -> tuple[int, int]:
+        row = self._connection.execute(
+            "SELECT pulls, gets FROM pulls WHERE id = :id AND settled IS NULL",
+            {"id": reservation.id},
+        ).fetchone()
+        if row is None:
+            raise LookupError(f"reservation {reservation.id} is not in flight")
+        return int(row[0]), int(row[1])
+
+    # Ledger time
+
+    def _note_moment(self, now: Moment) -> float:
+        """Return the moment in ledger time, and remember it as the last of its boot."""
+        base = self._base(now)
+        self._connection.execute(
+            """INSERT INTO boots (boot_id, base, wall, boot) VALUES (:boot_id, :base, :wall, :boot)
+               ON CONFLICT (boot_id) DO UPDATE SET wall = excluded.wall, boot = excluded.boot
+               WHERE excluded.boot >= boots.boot""",
+            {"boot_id": now.boot_id, "base": base, "wall": now.wall, "boot": now.boot},
+        )
+        return base + now.boot
+
+    def _time(self, moment: Moment) -> float:
+        return self._base(moment) + moment.boot
+
+    def _base(self, moment: Moment) -> float:
+        """Return the ledger time at which the moment's boot began."""
+        row = self._connection.execute(
+            "SELECT base FROM boots WHERE boot_id = :boot_id", {"boot_id": moment.boot_id}
+        ).fetchone()
+        if row is not None:
+            return float(row[0])
+        last = self._connection.execute(
+            "SELECT base + boot, wall FROM boots ORDER BY base + boot DESC LIMIT 1"
+        ).fetchone()
+        if last is None:
+            return 0.0
+        return float(last[0] + max(0.0, moment.wall - last[1]) - moment.boot)
+
+    # Manifests and tags
+
+    def keep_manifest(self, manifest: Manifest, now: Moment) -> None:
+        """Keep a manifest by its digest, so that it is never fetched again."""
+        self._write(
+            """INSERT INTO manifests (digest, media_type, content, used)
+               VALUES (:digest, :media_type, :content, :used)
+               ON CONFLICT (digest) DO UPDATE SET used = excluded.used,
+                   media_type = excluded.media_type, content = excluded.content""",
+            digest=manifest.digest,
+            media_type=manifest.media_type,
+            content=manifest.content,
+            used=now.wall,
+        )
+
+    def manifest(self, digest: str, now: Moment | None = None) -> Manifest | None:
+        """Return a kept manifest, or None; with `now` it counts as used then.
+
+        Bytes that no longer have their digest (a damaged disk) are as good as not kept.
+        """
+        found = self._rows(
+            Manifest,
+            "SELECT media_type, content FROM manifests WHERE digest = :digest",
+            {"digest": digest},
+        )
+        if not found or found[0].digest != digest:
+            return None
+        if now is not None:
+            self._write(
+                "UPDATE manifests SET used = :used WHERE digest = :digest",
+                used=now.wall,
+                digest=digest,
+            )
+        return found[0]
+
+    def forget_manifests(self, unused_since: float) -> int:
+        """Forget the manifests last used before this time (epoch seconds); return how many."""
+        return self._write("DELETE FROM manifests WHERE used < :before", before=unused_since)
+
+    def note_tag(
+        self, registry: str, repository: str, tag: str, descriptor: Descriptor, now: Moment
+    ) -> None:
+        """Remember what a tag upstream is now."""
+        self._write(
+            """INSERT INTO tags (registry, repository, tag, digest, media_type, size, checked,
+                                 changed, moves)
+               VALUES (:registry, :repository, :tag, :digest, :media_type, :size, :now, :now, 0)
+               ON CONFLICT (registry, repository, tag) DO UPDATE SET
+                   changed = CASE WHEN tags.digest = excluded.digest THEN tags.changed
+                                  ELSE excluded.changed END,
+                   moves = tags.moves + CASE WHEN tags.digest = excluded.digest THEN 0 ELSE 1 END,
+                   digest = excluded.digest, media_type = excluded.media_type,
+                   size = excluded.size, checked = excluded.checked""",
+            registry=registry,
+            repository=repository,
+            tag=tag,
+            digest=descriptor.digest,
+            media_type=descriptor.media_type,
+            size=descriptor.size,
+            now=now.wall,
+        )
+
+    def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None:
+        """Return what is remembered of a tag upstream."""
+
+        def seen(digest: str, media_type: str, size: int, *times: Any) -> SeenTag:
+            descriptor = Descriptor(media_type, digest, size)
+            return SeenTag(registry, repository, tag, descriptor, *times)
+
+        found = self._rows(
+            seen,
+            """SELECT digest, media_type, size, checked, changed, moves FROM tags
+               WHERE registry = :registry AND repository = :repository AND tag = :tag""",
+            {"registry": registry, "repository": repository, "tag": tag},
+        )
+        return found[0] if found else None
+
+    # What is on the mirrors
+
+    def note_written(
+        self,
+        mirror: str,
+        image: str,
+        repository: str,
+        tag: str | None,
+        digest: str,
+        upstream_digest: str,
+        platforms: str,
+        size: int,
+        now: Moment,
+    ) -> None:
+        """Remember that prewarm put an image of `size` bytes on a mirror: only that is pruned."""
+        self._write(
+            """INSERT INTO written (mirror, image, repository, tag, digest, upstream_digest,
+                                    platforms, bytes, wall)
+               VALUES (:mirror, :image, :repository, :tag, :digest, :upstream_digest,
+                       :platforms, :bytes, :wall)
+               ON CONFLICT (mirror, image) DO UPDATE SET
+                   repository = excluded.repository, tag = excluded.tag, digest = excluded.digest,
+                   upstream_digest = excluded.upstream_digest, platforms = excluded.platforms,
+                   bytes = excluded.bytes, wall = excluded.wall""",
+            mirror=mirror,
+            image=image,
+            repository=repository,
+            tag=tag,
+            digest=digest,
+            upstream_digest=upstream_digest,
+            platforms=platforms,
+            bytes=size,
+            wall=now.wall,
+        )
+
+    def written(self, mirror: str | None = None, image: str | None = None) -> tuple[Written, ...]:
+        """Return what prewarm put on the mirror, of the image; None means any."""
+        return self._rows(
+            Written,
+            """SELECT mirror, image, repository, tag, digest, upstream_digest, platforms, bytes,
+                      wall
+               FROM written
+               WHERE mirror = COALESCE(:mirror, mirror) AND image = COALESCE(:image, image)
+               ORDER BY mirror, image""",
+            {"mirror": mirror, "image": image},
+        )
+
+    def forget_written(self, mirror: str, image: str) -> None:
+        """Forget an image that is no longer on the mirror, and its state there."""
+        with self._transaction():
+            parameters = {"mirror": mirror, "image": image}
+            for statement in (
+                "DELETE FROM written WHERE mirror = :mirror AND image = :image",
+                "DELETE FROM states WHERE mirror = :mirror AND image = :image",
+            ):
+                self._connection.execute(statement, parameters)
+
+    def note_state(
+        self, image: str, mirror: str, state: str, digest: str | None, now: Moment
+    ) -> None:
+        """Remember the state of an image on a mirror, for when there is no network."""
+        self._write(
+            """INSERT INTO states (image, mirror, state, digest, wall)
+               VALUES (:image, :mirror, :state, :digest, :wall)
+               ON CONFLICT (image, mirror) DO UPDATE SET state = excluded.state,
+                   digest = excluded.digest, wall = excluded.wall""",
+            image=image,
+            mirror=mirror,
+            state=state,
+            digest=digest,
+            wall=now.wall,
+        )
+
+    def states(self) -> tuple[Known, ...]:
+        """Return the last known state of every image on every mirror."""
+        query = "SELECT image, mirror, state, digest, wall FROM states ORDER BY image, mirror"
+        return self._rows(Known, query, {})
+
+    def forget_states(self, before: float) -> int:
+        """Forget the states last noted before this time (epoch seconds): nobody wants those."""
+        return self._write("DELETE FROM states WHERE wall < :before", before=before)
+
+    # Runs and what they did
+
+    def start_run(self, now: Moment) -> str:
+        """Record that a run starts and return its id, which sorts by time."""
+        started = datetime.fromtimestamp(now.wall, UTC).strftime("%Y%m%dT%H%M%SZ")
+        run = f"{started}-{uuid.uuid4().hex[:8]}"
+        self._write(
+            "INSERT INTO runs (id, started) VALUES (:id, :started)", id=run, started=now.wall
+        )
+        return run
+
+    def finish_run(self, run: str, exit_code: int, report: str, now: Moment) -> None:
+        """Record how a run ended."""
+        self._write(
+            """UPDATE runs SET finished = :finished, exit_code = :exit_code, report = :report
+               WHERE id = :id""",
+            finished=now.wall,
+            exit_code=exit_code,
+            report=report,
+            id=run,
+        )
+
+    def runs(self, newest: int) -> tuple[Run, ...]:
+        """Return the newest runs, the newest first."""
+        return self._rows(
+            Run,
+            """SELECT id, started, finished, exit_code, report FROM runs
+               ORDER BY started DESC, id DESC LIMIT :newest""",
+            {"newest": newest},
+        )
+
+    def note_copy(
+        self,
+        run: str,
+        image: str,
+        action: str,
+        code: str,
+        pulls: int,
+        gets: int,
+        size: int,
+        seconds: float,
+        now: Moment,
+    ) -> None:
+        """Record what a run did with an image, copied or not; `size` in bytes."""
+        self._write(
+            """INSERT INTO copies (run, image, action, code, pulls, gets, bytes, seconds, wall)
+               VALUES (:run, :image, :action, :code, :pulls, :gets, :bytes, :seconds, :wall)
+               ON CONFLICT (run, image) DO UPDATE SET action = excluded.action,
+                   code = excluded.code, pulls = excluded.pulls, gets = excluded.gets,
+                   bytes = excluded.bytes, seconds = excluded.seconds, wall = excluded.wall""",
+            run=run,
+            image=image,
+            action=action,
+            code=code,
+            pulls=pulls,
+            gets=gets,
+            bytes=size,
+            seconds=seconds,
+            wall=now.wall,
+        )
+
+    def last_copy(self, image: str) -> Copied | None:
+        """Return the last time that the image was copied from upstream."""
+        found = self._rows(
+            Copied,
+            """SELECT run, image, action, code, pulls, gets, bytes, seconds, wall FROM copies
+               WHERE image = :image AND action = 'copy' ORDER BY wall DESC, run DESC LIMIT 1""",
+            {"image": image},
+        )
+        return found[0] if found else None
+
+    def copies(self, run: str) -> tuple[Copied, ...]:
+        """Return what a run did, by image."""
+        return self._rows(
+            Copied,
+            """SELECT run, image, action, code, pulls, gets, bytes, seconds, wall FROM copies
+               WHERE run = :run ORDER BY image""",
+            {"run": run},
+        )
+
+    def tidy(self, keep: float, now: Moment) -> None:
+        """Forget runs, copies and settled pulls older than `keep` seconds, more than any window.
+
+        Pulls by ledger time: a wall clock that was set forward frees no budget.
+        """
+        with self._transaction():
+            pulls_before = {"before": self._note_moment(now) - keep}
+            wall_before = {"before": now.wall - keep}
+            self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
+            self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
+            self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)
+
+    # The connection
+
+    @contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """Run the body as one transaction that no other writer interleaves.
+
+        A `durable` one is on disk when it returns. Others survive a kill, but a loss of power may
+        take the last of them: what is then forgotten is only ever counted as spent for longer.
+        """
+        synchronous = "FULL" if durable else "NORMAL"
+        with self._reading():
+            if synchronous != self._synchronous:
+                self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+                self._synchronous = synchronous
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+                raise
+            except sqlite3.Error as error:
+                raise PrewarmError(
+                    "state",
+                    f"{self._name} cannot be used: {error}",
+                    "check that its disk has space and works, and that no other program holds it",
+                ) from error
+
+    def _write(self, statement: str, **parameters: object) -> int:
+        with self._transaction():
+            return self._connection.execute(statement, parameters).rowcount
+
+    def _rows(
+        self, row: Callable[..., _Row], query: str, parameters: dict[str, Any]
+    ) -> tuple[_Row, ...]:
+        with self._reading():
+            return tuple(row(*values) for values in self._connection.execute(query, parameters))
+
+
+# Opening a file
+
+
+def _connect(database: str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        database,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=uri,
+    )
+
+
+def _snapshot(path: Path) -> sqlite3.Connection:
+    """Return a copy in memory of the file as it is now, whoever is writing to it."""
+    copy = _connect(":memory:")
+    try:
+        with closing(_connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source:
+            source.backup(copy)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work at once.
+
+    The change of mode does not wait for other connections as statements do, so it is tried again.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _migrate(connection: sqlite3.Connection, name: str) -> None:
+    """Bring the schema up to date, each step and its record in one transaction."""
+    newest = MIGRATIONS[-1][0]
+    while (version := _version(connection, name)) < newest:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have been faster.
+            if _version(connection, name) == version:
+                number, statements = next(step for step in MIGRATIONS if step[0] > version)
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY)"
+                )
+                for statement in statements:
+                    connection.execute(statement)
+                connection.execute(
+                    "INSERT INTO schema_version (version) VALUES (:version)", {"version": number}
+                )
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    if version > newest:
+        raise UsageError("state", f"{name} was written by a newer prewarm", "upgrade prewarm")
+
+
+def _version(connection: sqlite3.Connection, name: str) -> int:
+    """Return the schema's version, 0 for an empty file; UsageError for another program's."""
+    tables = {
+        table
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    }
+    if not tables:
+        return 0
+    if "schema_version" not in tables:
+        raise UsageError(
+            "state",
+            f"{name} is a database of another program",
+            "write state: with another path in images.yml",
+        )
+    (version,) = connection.execute(
+        "SELECT COALESCE(MAX(version), 0) FROM schema_version"
+    ).fetchone()
+    return int(version)
+
+
+def _open_failure(path: Path, error: sqlite3.Error) -> UsageError:
+    if isinstance(error, sqlite3.OperationalError):
+        return UsageError(
+            "state",
+            f"state {path} cannot be opened: {error}",
+            "check that you may write to it and its folder and that its disk has space",
+        )
+    return UsageError(
+        "state",
+        f"state {path} is damaged or not a SQLite database",
+        f"move it aside (mv {path} {path}.damaged) and wait one budget window before the next "
+        "sync: the pulls it held are forgotten",
+    )

@@ -1,0 +1,330 @@
+"""Looking: what upstream and the mirrors hold of a wanted image, without spending a pull.
+
+Upstreams are asked by HEAD alone. Mirrors are ours: a manifest GET there costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Protocol
+
+from prewarm.budget import Limit, Moment
+from prewarm.demand import Want
+from prewarm.errors import Failure, RegistryError
+from prewarm.manifest import (
+    Descriptor,
+    Manifest,
+    ManifestError,
+    covers,
+    index_for,
+    upstream_digest,
+    wanted_children,
+)
+from prewarm.plan import Holding, Seen, State
+from prewarm.platforms import ALL, Wanted
+from prewarm.registry import Head, Registry
+from prewarm.settings import Mirror, Upstream
+
+
+class Manifests(Protocol):
+    """Manifests remembered by digest."""
+
+    def manifest(self, digest: str) -> Manifest | None: ...
+    def keep_manifest(self, manifest: Manifest, now: Moment) -> None: ...
+
+
+@dataclass
+class MirrorSite:
+    """A mirror, its client, and what went wrong with it in this run."""
+
+    settings: Mirror
+    registry: Registry
+    failure: Failure | None = None
+    """Set by the first failure that is the mirror's and not an image's: it is then left alone."""
+
+    @property
+    def url(self) -> str:
+        return self.settings.url
+
+    @property
+    def target(self) -> bool:
+        return self.settings.role == "target"
+
+
+@dataclass
+class UpstreamSite:
+    """An upstream, its client, the account that it is asked as, and what it last reported."""
+
+    settings: Upstream
+    registry: Registry
+    account: str | None
+    """The user of the credentials; None: anonymous."""
+    limit: Limit | None = None
+    asked: Moment | None = None
+    """When the HEAD that reported `limit` was sent."""
+    answered: bool = False
+    """Whether any HEAD was answered in this run."""
+    failure: Failure | None = None
+    """Set when it cannot be reached at all: it is not asked again in this run."""
+    closed: Failure | None = None
+    """Set by the first 429 on a pull: no more manifest GETs in this run."""
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def account_name(self) -> str:
+        """The account as the ledger counts it: the user, or anonymous at the reported address."""
+        if self.account is not None:
+            return self.account
+        source = self.limit.source if self.limit else ""
+        return f"anonymous@{source}" if source else "anonymous"
+
+    @property
+    def reported(self) -> tuple[int, Moment] | None:
+        """What remained by the newest report, and when that was asked for."""
+        with self.lock:
+            if self.limit is None or self.asked is None:
+                return None
+            return self.limit.remaining, self.asked
+
+    def note(self, limit: Limit | None, asked: Moment) -> None:
+        """Keep the newest report; an answer without the header does not undo an earlier one."""
+        with self.lock:
+            self.answered = True
+            if limit is not None and (self.asked is None or asked.boot >= self.asked.boot):
+                self.limit, self.asked = limit, asked
+
+    def head(self, repository: str, selector: str, clock: Callable[[], Moment]) -> Head:
+        """HEAD a manifest and keep what it reports of the quota; raises RegistryError."""
+        if self.failure is not None:
+            raise RegistryError(self.failure.code, self.failure.text, self.failure.cure)
+        asked = clock()
+        try:
+            head = self.registry.head(repository, selector)
+        except RegistryError as error:
+            if error.code in UNREACHABLE:
+                self.failure = error.failure
+            raise
+        self.note(head.limit, asked)
+        return head
+
+
+UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-http-credentials"})
+"""Failures that will be the same for every image of the registry."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Sees one wanted image at a time; safe to use from many threads."""
+
+    upstreams: dict[str, UpstreamSite]
+    mirrors: Sequence[MirrorSite]
+    manifests: Manifests
+    clock: Callable[[], Moment]
+
+    def see(self, want: Want) -> Seen:
+        """Return what upstream and the mirrors hold of the image; failures are in the value."""
+        reference = want.reference
+        looks = [self._look(site, want) for site in self.mirrors]
+        if reference.digest is not None:
+            seen = self._whole_by_digest(want, looks)
+            if seen is not None and not seen.open_targets:
+                return seen
+        upstream = self.upstreams[reference.registry]
+        try:
+            head = upstream.head(reference.repository, reference.selector, self.clock)
+        except RegistryError as error:
+            return Seen(failure=error.failure, holdings=tuple(look.holding for look in looks))
+        return self.judge(want, head.descriptor, looks)
+
+    def judge(self, want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Seen:
+        """Return the picture, given upstream's descriptor and a look at each mirror."""
+        seen = Seen(descriptor=descriptor, holdings=tuple(look.holding for look in looks))
+        try:
+            original = self._original(descriptor, looks)
+            if original is not None and original.is_index and not want.whole:
+                if not wanted_children(original, want.platforms):
+                    return replace(seen, failure=no_platform(want, original))
+                content: Manifest | None = index_for(original, want.platforms)
+            elif original is not None:
+                content = original
+            else:
+                content = _reduced(want, descriptor, looks)
+            required = required_of(content, descriptor)
+            holdings = tuple(self._hold(want, descriptor, look, required) for look in looks)
+        except ManifestError as error:
+            return replace(seen, failure=unsupported(want, error))
+        return replace(
+            seen,
+            content=content,
+            required=required,
+            sizes=self._sizes(required),
+            holdings=holdings,
+        )
+
+    def looks(self, want: Want) -> list[Look]:
+        """Ask every mirror for the tag, or the digest, of the image."""
+        return [self._look(site, want) for site in self.mirrors]
+
+    def _look(self, site: MirrorSite, want: Want) -> Look:
+        repository = want.reference.mirror_repository
+        holding = Holding(site.url, site.target, repository)
+        if site.failure is not None:
+            return Look(site, replace(holding, state="unknown", failure=site.failure), None)
+        try:
+            head = site.registry.head(repository, want.reference.selector)
+            manifest = self.fetch(site, repository, head.descriptor.digest)
+        except RegistryError as error:
+            if error.code == "not-found":
+                return Look(site, holding, None)
+            self.note_failure(site, error)
+            return Look(site, replace(holding, state="unknown", failure=error.failure), None)
+        return Look(site, replace(holding, digest=head.descriptor.digest), manifest)
+
+    def note_failure(self, site: MirrorSite, error: RegistryError) -> None:
+        """Keep a failure that is the mirror's own, so that it is asked no more in this run."""
+        if error.code.startswith("mirror-"):
+            site.failure = error.failure
+
+    def fetch(self, site: MirrorSite, repository: str, digest: str) -> Manifest:
+        """Return a manifest that a mirror holds, from memory if it is there."""
+        known = self.manifests.manifest(digest)
+        if known is not None:
+            return known
+        manifest, _ = site.registry.manifest(repository, digest)
+        self.manifests.keep_manifest(manifest, self.clock())
+        return manifest
+
+    def _whole_by_digest(self, want: Want, looks: Sequence[Look]) -> Seen | None:
+        """A digest never moves: where a mirror has it, upstream need not be asked."""
+        for look in looks:
+            if look.manifest is not None and look.manifest.digest == want.reference.digest:
+                return self.judge(want, look.manifest.descriptor, looks)
+        return None
+
+    def _original(self, descriptor: Descriptor, looks: Sequence[Look]) -> Manifest | None:
+        """Upstream's own bytes, if memory or a mirror has them."""
+        known = self.manifests.manifest(descriptor.digest)
+        if known is not None:
+            return known
+        for look in looks:
+            if look.manifest is not None and look.manifest.digest == descriptor.digest:
+                return look.manifest
+        for look in looks:
+            if look.holding.failure is None:
+                try:
+                    return self.fetch(look.site, look.holding.repository, descriptor.digest)
+                except RegistryError as error:
+                    if error.code != "not-found":
+                        self.note_failure(look.site, error)
+        return None
+
+    def _hold(
+        self, want: Want, descriptor: Descriptor, look: Look, required: Iterable[str]
+    ) -> Holding:
+        """Say what state a mirror's copy is in, and which required manifests it holds."""
+        holding, manifest = look.holding, look.manifest
+        if holding.failure is not None:
+            return holding
+        due = set(required)
+        if manifest is not None and _serves(manifest, descriptor, want):
+            due.update(required_of(manifest, manifest.descriptor))
+        try:
+            present = self.present(look.site, holding.repository, due, manifest)
+        except RegistryError as error:
+            self.note_failure(look.site, error)
+            return replace(holding, state="unknown", failure=error.failure)
+        state: State = "missing"
+        if manifest is not None:
+            if not _serves(manifest, descriptor, want):
+                same = upstream_digest(manifest) == descriptor.digest
+                state = "missing" if same else "stale"
+            elif present >= set(required_of(manifest, manifest.descriptor)):
+                state = "fresh"
+        return replace(holding, state=state, present=present)
+
+    def present(
+        self, site: MirrorSite, repository: str, digests: Iterable[str], tagged: Manifest | None
+    ) -> frozenset[str]:
+        """Return which of the manifests a mirror holds, by HEAD; raises RegistryError."""
+        found = set()
+        for digest in digests:
+            if tagged is not None and not tagged.is_index and tagged.digest == digest:
+                found.add(digest)
+                continue
+            try:
+                site.registry.head(repository, digest)
+            except RegistryError as error:
+                if error.code != "not-found":
+                    raise
+            else:
+                found.add(digest)
+        return frozenset(found)
+
+    def _sizes(self, required: Iterable[str]) -> dict[str, int]:
+        sizes = {}
+        for digest in required:
+            manifest = self.manifests.manifest(digest)
+            if manifest is not None:
+                sizes[digest] = manifest.blob_bytes
+        return sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One mirror's answer about a tag: where it stands, and the manifest below it."""
+
+    site: MirrorSite
+    holding: Holding
+    manifest: Manifest | None
+
+
+def required_of(content: Manifest | None, descriptor: Descriptor) -> tuple[str, ...]:
+    """Return the single manifests that the content stands on: its entries, or itself."""
+    if content is None:
+        return () if descriptor.is_index else (descriptor.digest,)
+    if not content.is_index:
+        return (content.digest,)
+    children = wanted_children(content, ALL)
+    for child in children:
+        if child.descriptor.is_index:
+            raise ManifestError(f"index {content.digest} holds another index")
+    return tuple(child.descriptor.digest for child in children)
+
+
+def _serves(manifest: Manifest, descriptor: Descriptor, want: Want) -> bool:
+    """Whether what lies under a mirror's tag is what upstream has, for the wanted platforms."""
+    if manifest.digest == descriptor.digest:
+        return True
+    if want.whole or not manifest.is_index:
+        return False
+    return upstream_digest(manifest) == descriptor.digest and covers(manifest, want.platforms)
+
+
+def _reduced(want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Manifest | None:
+    """A reduced index of the wanted digest that a mirror has: as good as the original."""
+    for look in looks:
+        if look.manifest is not None and _serves(look.manifest, descriptor, want):
+            return look.manifest
+    return None
+
+
+def no_platform(want: Want, index: Manifest) -> Failure:
+    """Return the failure of an image that has none of the wanted platforms."""
+    has = sorted({str(child.platform) for child in index.children if child.platform})
+    return Failure(
+        "no-platform",
+        f"{want.reference}: has none of {words(want.platforms)}, only {', '.join(has) or 'none'}",
+        f"set platforms: of the image, at {want.where}",
+    )
+
+
+def unsupported(want: Want, error: ManifestError) -> Failure:
+    """Return the failure of an image whose manifest cannot be mirrored."""
+    return Failure("unsupported-manifest", f"{want.reference}: {error}", "pin another tag of it")
+
+
+def words(platforms: Wanted) -> str:
+    """Return the platforms for people."""
+    return platforms if isinstance(platforms, str) else ", ".join(map(str, platforms))

@@ -1,0 +1,74 @@
+"""Order among the workers of a run: whose turn it is to reserve, who waits for whose blob."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """Hands out turns: each is waited for until all earlier ones are over.
+
+    So the most wanted image reserves its pulls first, however fast the others' HEADs come back.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._changed = threading.Condition()
+        self._issued = 0
+        self._next = 0
+        self._over: set[int] = set()
+
+    def issue(self, amount: int) -> range:
+        """Return so many turns, after all that were issued before."""
+        first, self._issued = self._issued, self._issued + amount
+        return range(first, self._issued)
+
+    def wait(self, turn: int) -> None:
+        """Wait until it is this turn, or the run is being stopped."""
+        with self._changed:
+            while self._next < turn and not self._stop.is_set():
+                self._changed.wait(0.5)
+
+    def over(self, turn: int) -> None:
+        """Let the next one go; may be said twice."""
+        with self._changed:
+            if turn >= self._next:
+                self._over.add(turn)
+            while self._next in self._over:
+                self._over.remove(self._next)
+                self._next += 1
+            self._changed.notify_all()
+
+
+class Moving:
+    """Blobs on their way to a mirror: a copy that lacks one of them waits for it.
+
+    skopeo then finds it there and has the mirror mount it, so that a layer shared by many images
+    crosses the network once.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._changed = threading.Condition()
+        self._busy: set[tuple[str, str]] = set()
+        self._there: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def hold(self, mirror: str, digests: Iterable[str]) -> Iterator[None]:
+        """Hold the blobs that are not known to be there; left without an error, they are."""
+        wanted = {(mirror, digest) for digest in digests}
+        with self._changed:
+            while (wanted - self._there) & self._busy and not self._stop.is_set():
+                self._changed.wait(0.5)
+            mine = wanted - self._there - self._busy
+            self._busy |= mine
+        try:
+            yield
+            with self._changed:
+                self._there |= wanted
+        finally:
+            with self._changed:
+                self._busy -= mine
+                self._changed.notify_all()

@@ -1,0 +1,465 @@
+"""The plan: what to do with each wanted image, and why (pure).
+
+The plan is data. A dry run prints the object that a real run executes; planning again with what a
+run has learned gives the rest of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final, Literal, assert_never
+
+from prewarm.budget import (
+    NO_LIMIT,
+    Forecast,
+    Limit,
+    Spend,
+    Window,
+    remaining,
+    upstream_allows,
+)
+from prewarm.demand import Want, skipped_by
+from prewarm.errors import Failure
+from prewarm.manifest import Descriptor, Manifest
+from prewarm.platforms import ALL
+from prewarm.settings import Limits
+
+State = Literal["fresh", "stale", "missing", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one mirror holds of a wanted image."""
+
+    mirror: str
+    """The mirror's URL."""
+    target: bool
+    """Whether the image belongs there; a source is only read."""
+    repository: str
+    digest: str | None = None
+    """Of what lies under the tag now; the mirror's own digest."""
+    state: State = "missing"
+    present: frozenset[str] = frozenset()
+    """Which of the manifests that the image needs are there."""
+    failure: Failure | None = None
+    """Why the mirror could not be asked, or written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a wanted image, upstream and on the mirrors."""
+
+    descriptor: Descriptor | None = None
+    """Upstream's, by HEAD; of a digest pin that is on a mirror, the mirror's."""
+    content: Manifest | None = None
+    """What belongs under the tag, where it is known without a pull."""
+    required: tuple[str, ...] = ()
+    """Digests of the single manifests that the content stands on."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the required manifests' blobs, where their bytes are at hand."""
+    holdings: tuple[Holding, ...] = ()
+    failure: Failure | None = None
+    """Why upstream could not be asked, or has nothing that is wanted."""
+
+    @property
+    def targets(self) -> tuple[Holding, ...]:
+        return tuple(holding for holding in self.holdings if holding.target)
+
+    @property
+    def open_targets(self) -> tuple[Holding, ...]:
+        """The mirrors that still need the image and can take it."""
+        return tuple(h for h in self.targets if h.failure is None and h.state != "fresh")
+
+    @property
+    def unfetched(self) -> tuple[str, ...]:
+        """Required manifests whose bytes only upstream has."""
+        held = {digest for h in self.holdings if h.failure is None for digest in h.present}
+        return tuple(d for d in self.required if d not in held and d not in self.sizes)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Required manifests that no mirror holds: their blobs come from upstream."""
+        held = {digest for h in self.holdings if h.failure is None for digest in h.present}
+        return tuple(d for d in self.required if d not in held)
+
+    @property
+    def key(self) -> str | None:
+        return self.descriptor.digest if self.descriptor else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a copy asks of upstream; an upper bound while its index is unread."""
+
+    pulls: int | None
+    """None: nobody can know before the index is read (`platforms: all`)."""
+    gets: int | None
+
+    @property
+    def known_pulls(self) -> int:
+        """The pulls to count on while planning: one for an index that nobody has read."""
+        return 1 if self.pulls is None else self.pulls
+
+    @property
+    def known_gets(self) -> int:
+        return 1 if self.gets is None else self.gets
+
+
+def cost(want: Want, seen: Seen) -> Cost:
+    """Return the pulls charged and the manifest GETs sent for the image.
+
+    A step is charged `max(1, children fetched in it)`: Docker Hub counts an index and one child
+    as one pull (docs.docker.com, docker-hub/usage/pulls; DESIGN.md, 2).
+    """
+    descriptor = seen.descriptor
+    assert descriptor is not None
+    if seen.content is None:
+        if not descriptor.is_index:
+            return Cost(1, 1)
+        if want.whole or want.platforms == ALL:
+            return Cost(None, None)
+        return Cost(max(1, len(want.platforms)), 1 + len(want.platforms))
+    fetched = len(seen.unfetched)
+    return Cost(fetched, fetched)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy from upstream."""
+
+    want: Want
+    seen: Seen
+    cost: Cost
+    code: str
+    reason: str
+    at_most: int | None = None
+    """Pulls that may be spent now, where the image is larger than an empty window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Make it on the mirrors from what is there, or comes with an earlier step: no pull."""
+
+    want: Want
+    seen: Seen
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Nothing to do."""
+
+    want: Want
+    seen: Seen
+    code: str = "fresh"
+    reason: str = "every mirror has what upstream has"
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Not now."""
+
+    want: Want
+    seen: Seen
+    cost: Cost | None
+    code: str
+    reason: str
+    until: float | None = None
+    """Seconds since the epoch when it could be; None where nobody can know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Not wanted, or no image can be made of it."""
+
+    want: Want
+    seen: Seen
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """It cannot be done."""
+
+    want: Want
+    seen: Seen
+    failure: Failure
+
+    @property
+    def code(self) -> str:
+        return self.failure.code
+
+    @property
+    def reason(self) -> str:
+        return self.failure.text
+
+
+Step = Copy | Tag | Fresh | Defer | Skip | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps, in the order of the demand: a partition of it, each want once."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one upstream still gives to one account."""
+
+    account: str
+    window: Window
+    source: str
+    """Where the window comes from, in words."""
+    spends: tuple[Spend, ...] = ()
+    reported: Limit | None = None
+    unsettled: int = 0
+    """GETs that the reported remaining may not hold yet."""
+    closed: Failure | None = None
+    """Set when upstream said 429 in this run: no more GETs go there."""
+
+
+def action(step: Step) -> Literal["copy", "tag", "fresh", "defer", "skip", "fail"]:
+    """Return the word for the step in the report."""
+    match step:
+        case Copy():
+            return "copy"
+        case Tag():
+            return "tag"
+        case Fresh():
+            return "fresh"
+        case Defer():
+            return "defer"
+        case Skip():
+            return "skip"
+        case Fail():
+            return "fail"
+        case _:
+            assert_never(step)
+
+
+def plan(
+    demand: Iterable[tuple[Want, Seen]],
+    quotas: Mapping[str, Quota],
+    limits: Limits,
+    skip: Sequence[str],
+    now: float,
+) -> Plan:
+    """Decide each wanted image in the order given; `now` is seconds since the epoch.
+
+    Two passes: first who goes now, the most wanted first and each only as a whole, so that two
+    pulls left go to the next image that fits; then when the others could.
+    """
+    steps = _first_pass(
+        demand, {name: _Purse(quota) for name, quota in quotas.items()}, limits, skip
+    )
+    forecasts = {
+        name: Forecast(quota.spends, quota.window)
+        for name in {step.want.reference.registry for step in steps}
+        for quota in (_quota(quotas, name),)
+    }
+    for step in steps:
+        if isinstance(step, Copy):
+            registry = step.want.reference.registry
+            pulls = step.cost.known_pulls if step.at_most is None else step.at_most
+            forecasts[registry].place(pulls)
+    placed: dict[tuple[str, str | None], float | None] = {}
+    return Plan(tuple(_dated(step, forecasts, quotas, placed, now) for step in steps))
+
+
+_MISSING: Final = ("missing", "not on the mirror")
+_STALE: Final = ("stale", "the tag moved upstream")
+LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
+"""Failures that say "not now" and nothing about the image."""
+_PARTS: Final = ("parts", "parts of it are missing on the mirror")
+
+
+class _Purse:
+    """What is left of a quota while a plan is made."""
+
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._pulls = remaining(quota.spends, quota.window)
+        self._gets = quota.unsettled
+
+    def refusal(self, price: Cost) -> tuple[str, str] | None:
+        """Return the code and the reason why the price cannot be paid now."""
+        quota = self._quota
+        if price.known_gets == 0:
+            return None
+        if quota.closed is not None:
+            return quota.closed.code, quota.closed.text
+        if self._pulls is not None and price.known_pulls > self._pulls:
+            return "budget", _budget_words(quota, price.known_pulls, self._pulls)
+        reported = quota.reported
+        if reported is not None and not upstream_allows(
+            reported.remaining, self._gets, price.known_gets, quota.window.reserve
+        ):
+            return (
+                "upstream-quota",
+                f"upstream reports {reported.remaining} pulls left, "
+                f"of which {quota.window.reserve} are the reserve",
+            )
+        return None
+
+    def part(self) -> int:
+        """Return how many pulls an image larger than an empty window may spend now."""
+        quota = self._quota
+        if quota.closed is not None:
+            return 0
+        left = self._pulls or 0
+        if quota.reported is not None:
+            # The index itself may be one GET more.
+            left = min(left, quota.reported.remaining - self._gets - quota.window.reserve - 1)
+        return max(0, left)
+
+    def larger(self, price: Cost) -> bool:
+        capacity = self._quota.window.capacity
+        return capacity is not None and 0 < capacity < price.known_pulls
+
+    def pay(self, price: Cost) -> None:
+        if self._pulls is not None:
+            self._pulls -= price.known_pulls
+        self._gets += price.known_gets
+
+
+def _budget_words(quota: Quota, pulls: int, left: int) -> str:
+    if quota.window.capacity == 0:
+        return "the budget has no pulls to spend"
+    needs = "1 pull" if pulls == 1 else f"{pulls} pulls"
+    return f"needs {needs}, {max(0, left)} left in the window"
+
+
+def _first_pass(
+    demand: Iterable[tuple[Want, Seen]],
+    purses: dict[str, _Purse],
+    limits: Limits,
+    skip: Sequence[str],
+) -> list[Step]:
+    steps: list[Step] = []
+    leaders: dict[tuple[str, str | None], Copy | Defer] = {}
+    for want, seen in demand:
+        key = (want.reference.name, seen.key)
+        leader = leaders.get(key)
+        purse = purses.setdefault(want.reference.registry, _Purse(_quota({}, "")))
+        step = _decide(want, seen, leader, purse, limits, skip)
+        if isinstance(step, Copy | Defer) and leader is None:
+            leaders[key] = step
+        steps.append(step)
+    return steps
+
+
+def _decide(
+    want: Want,
+    seen: Seen,
+    leader: Copy | Defer | None,
+    purse: _Purse,
+    limits: Limits,
+    skip: Sequence[str],
+) -> Step:
+    if (pattern := skipped_by(want, skip)) is not None:
+        return Skip(want, seen, "skip", f"matches skip: {pattern}")
+    if seen.failure is not None:
+        if seen.failure.code in LATER:
+            return Defer(want, seen, None, seen.failure.code, seen.failure.text)
+        return Fail(want, seen, seen.failure)
+    if all(holding.failure for holding in seen.targets):
+        return Fail(want, seen, _first_failure(seen.targets))
+    if not seen.open_targets:
+        return Fresh(want, seen)
+    code, reason = _why(seen)
+    price = _price(want, seen, leader)
+    if price.known_gets == 0 and (leader is not None or not seen.absent):
+        return _without_pull(want, seen, leader)
+    if (price.pulls or 0) > limits.pulls_per_image:
+        return Skip(
+            want,
+            seen,
+            "pulls-per-image",
+            f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
+        )
+    if purse.larger(price) and (part := purse.part()) > 0:
+        purse.pay(Cost(part, part + 1))
+        return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
+    if (refused := purse.refusal(price)) is not None:
+        return Defer(want, seen, price, *refused)
+    purse.pay(price)
+    return Copy(want, seen, price, code, reason)
+
+
+def _first_failure(holdings: Iterable[Holding]) -> Failure:
+    for holding in holdings:
+        if holding.failure is not None:
+            return holding.failure
+    return Failure("no-mirror", "no mirror is to be filled", "add one under mirrors:")
+
+
+def _why(seen: Seen) -> tuple[str, str]:
+    states = {holding.state for holding in seen.open_targets}
+    if "stale" in states:
+        return _STALE
+    if any(h.present and h.digest is not None for h in seen.open_targets):
+        return _PARTS
+    return _MISSING
+
+
+def _price(want: Want, seen: Seen, leader: Copy | Defer | None) -> Cost:
+    """The cost, given that an earlier step brings the same digest of the same repository."""
+    price = cost(want, seen)
+    if leader is None:
+        return price
+    if leader.want.whole or set(want.platforms) <= set(leader.want.platforms):
+        return Cost(0, 0)
+    if want.whole:
+        return price
+    extra = len(set(want.platforms) - set(leader.want.platforms))
+    return Cost(min(extra, price.known_pulls), min(extra, price.known_gets))
+
+
+def _without_pull(want: Want, seen: Seen, leader: Copy | Defer | None) -> Tag | Defer:
+    if isinstance(leader, Defer):
+        return replace(
+            leader, want=want, seen=seen, reason=f"with {leader.want.reference.familiar}"
+        )
+    if leader is not None:
+        return Tag(want, seen, "sibling", f"the same digest as {leader.want.reference.familiar}")
+    states = [h for h in seen.holdings if h.failure is None and h.state == "fresh"]
+    if states:
+        return Tag(want, seen, "from-mirror", f"{states[0].mirror} has it")
+    return Tag(want, seen, "digest-there", "the digest is on the mirror, only the tag is not")
+
+
+def _quota(quotas: Mapping[str, Quota], registry: str) -> Quota:
+    return quotas.get(registry) or Quota("", NO_LIMIT, "")
+
+
+def _dated(
+    step: Step,
+    forecasts: Mapping[str, Forecast],
+    quotas: Mapping[str, Quota],
+    placed: dict[tuple[str, str | None], float | None],
+    now: float,
+) -> Step:
+    """Return the step; one that waits for the budget with the time when it could go."""
+    if not isinstance(step, Defer) or step.code != "budget" or step.cost is None:
+        return step
+    registry = step.want.reference.registry
+    key = (step.want.reference.name, step.seen.key)
+    if key not in placed:
+        capacity = _quota(quotas, registry).window.capacity
+        pulls = step.cost.known_pulls
+        wait = forecasts[registry].place(
+            pulls if capacity is None else min(pulls, max(1, capacity))
+        )
+        placed[key] = None if wait is None else now + wait
+    return replace(step, until=placed[key])
+
+
+def clock_time(at: float) -> str:
+    """Return a time for people: `03:10 UTC`, with the day where it is not today's."""
+    return datetime.fromtimestamp(at, UTC).strftime("%d %b %H:%M UTC")

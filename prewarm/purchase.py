@@ -1,0 +1,280 @@
+"""Buying: the only code that sends a manifest GET to an upstream, always under a reservation.
+
+For one image: ask by HEAD what is left, reserve when the turn comes, GET the index and the
+manifests that nobody has, settle at once. What was bought is remembered by digest, so a run that
+dies afterwards pays nothing twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from prewarm.budget import Moment, Window, next_free
+from prewarm.errors import Failure, RegistryError
+from prewarm.image import Image
+from prewarm.ledger import Ledger, Refusal, Reservation
+from prewarm.manifest import Manifest, wanted_children
+from prewarm.observe import UpstreamSite, no_platform
+from prewarm.plan import Copy, Cost, Defer, Fail, Skip, Step, cost
+from prewarm.settings import Limits
+
+Now = Callable[[], Moment]
+
+
+class EndedError(Exception):
+    """An image's way ends here, with the step that says how; raised and caught within a run."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+
+@dataclass
+class Bill:
+    """A reservation and its GETs, as they go out."""
+
+    reservation: Reservation
+    reported: tuple[int, Moment] | None
+    """What remained upstream when it was reserved, and when that was asked for."""
+
+    children: int = 0
+    """Manifests, not indexes, that upstream may have counted."""
+    counted: int = 0
+    """GETs that upstream may have counted: answered with anything but 429, or broken off."""
+    sent: int = 0
+
+    @property
+    def pulls(self) -> int:
+        """The charge: `max(1, children)`, or nothing where no GET can have counted."""
+        return max(1, self.children) if self.counted else 0
+
+
+class Purchasing:
+    """Buys for all the images of a run."""
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        ledger: Ledger,
+        clock: Now,
+        windows: Callable[[UpstreamSite], Window],
+        limits: Limits,
+        held_up: Callable[[Image], Step | None],
+    ) -> None:
+        self._run = run
+        self._ledger = ledger
+        self._clock = clock
+        self._windows = windows
+        self._limits = limits
+        self._held_up = held_up
+        self._settled = threading.Condition()
+
+    def buy(
+        self,
+        image: Image,
+        upstream: UpstreamSite,
+        find: Callable[[Image], None],
+        wait_for_turn: Callable[[], None],
+        over: Callable[[], None],
+    ) -> Step | None:
+        """GET what nobody has of the image; return None, or the step that the image ends with.
+
+        `find` looks in memory and on the mirrors for what an index turns out to name. A Defer may
+        leave some manifests bought: those of an image larger than a window. Raises RegistryError.
+        """
+        price = cost(image.want, image.seen) if image.content is None else _exact(len(image.due))
+        with self._reserved(image, upstream, price, wait_for_turn, over) as bill:
+            try:
+                return self._get_all(image, upstream, find, bill)
+            except RegistryError as error:
+                if error.code != "upstream-quota":
+                    raise
+                upstream.closed = Failure(error.code, error.text, error.cure)
+                return Defer(image.want, image.seen, price, error.code, error.text)
+
+    @contextmanager
+    def _reserved(
+        self,
+        image: Image,
+        upstream: UpstreamSite,
+        price: Cost,
+        wait_for_turn: Callable[[], None],
+        over: Callable[[], None],
+    ) -> Iterator[Bill]:
+        """Reserve the price when it is the image's turn, and settle what was really spent."""
+        most = image.step.at_most if isinstance(image.step, Copy) else None
+        pulls, gets = price.known_pulls, price.known_gets
+        if most is not None and most < pulls:
+            pulls, gets = most, most + 1
+        reported = self._ask(image, upstream)
+        wait_for_turn()
+        while True:
+            self._turned_away(image, upstream, price)
+            answer = self._ledger.reserve(
+                self._run,
+                upstream.settings.name,
+                upstream.account_name,
+                image.want.reference.repository,
+                image.digest,
+                pulls,
+                gets,
+                self._windows(upstream),
+                self._clock(),
+                reported,
+            )
+            if isinstance(answer, Reservation):
+                break
+            if answer.kind != "upstream-quota" or not (answer.in_flight or answer.stale):
+                raise EndedError(_refused(image, price, answer, self._clock()))
+            # What is in flight may stand in the reported number already: wait, then ask again.
+            if answer.in_flight:
+                with self._settled:
+                    self._settled.wait(0.5)
+            reported = self._ask(image, upstream)
+        over()
+        bill = Bill(answer, reported)
+        try:
+            yield bill
+        finally:
+            self._settle(bill)
+            image.pulls += bill.pulls
+            image.gets += bill.sent
+
+    def _ask(self, image: Image, upstream: UpstreamSite) -> tuple[int, Moment] | None:
+        """Ask upstream what remains, where it reports that at all."""
+        if upstream.limit is None:
+            return None
+        reference = image.want.reference
+        upstream.head(reference.repository, reference.selector, self._clock)
+        return upstream.reported
+
+    def _turned_away(self, image: Image, upstream: UpstreamSite, price: Cost) -> None:
+        """End here when the run ends, or upstream has said 429 since the plan was made."""
+        held_up = self._held_up(image)
+        closed = upstream.closed
+        if held_up is None and closed is not None:
+            held_up = Defer(image.want, image.seen, price, closed.code, closed.text)
+        if held_up is not None:
+            raise EndedError(held_up)
+
+    def _settle(self, bill: Bill) -> None:
+        if bill.counted:
+            self._ledger.settle(bill.reservation, bill.pulls, bill.sent, "spent", self._clock())
+        else:
+            self._ledger.release(bill.reservation, self._clock())
+        with self._settled:
+            self._settled.notify_all()
+
+    def _get_all(
+        self,
+        image: Image,
+        upstream: UpstreamSite,
+        find: Callable[[Image], None],
+        bill: Bill,
+    ) -> Step | None:
+        if image.content is None:
+            original = self._get(image, upstream, image.digest, bill)
+            needs_some = original.is_index and not image.want.whole
+            if needs_some and not wanted_children(original, image.want.platforms):
+                return Fail(image.want, image.seen, no_platform(image.want, original))
+            image.use(original)
+            find(image)
+        due = image.due
+        if len(due) > self._limits.pulls_per_image:
+            return too_many(image, len(due), self._limits)
+        affordable = self._afford(upstream, bill, len(due))
+        for digest in due[:affordable]:
+            image.manifests[digest] = self._get(image, upstream, digest, bill)
+        return None if affordable == len(due) else self._in_parts(image, upstream, len(due))
+
+    def _afford(self, upstream: UpstreamSite, bill: Bill, children: int) -> int:
+        """Fit the reservation to the children that are really due; return how many it allows.
+
+        All or none, but for an image larger than an empty window: that is bought in parts.
+        """
+        window = self._windows(upstream)
+        capacity = window.capacity
+        wanted = [children]
+        if capacity is not None and children > capacity:
+            wanted = list(range(capacity, 0, -1))
+        for number in wanted:
+            answer = self._ledger.extend(
+                bill.reservation,
+                max(1, number),
+                bill.sent + number,
+                window,
+                self._clock(),
+                bill.reported,
+            )
+            if not isinstance(answer, Refusal):
+                return number
+        return 0
+
+    def _get(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:
+        """Send one manifest GET and remember what it brought; the bill is kept whatever comes."""
+        bill.sent += 1
+        child = digest != image.digest or not image.is_index
+        asked = self._clock()
+        try:
+            manifest, limit = upstream.registry.manifest(image.want.reference.repository, digest)
+        except RegistryError as error:
+            if error.answered:
+                bill.counted += 1
+                bill.children += child
+            elif error.status is None:
+                bill.sent -= 1
+            raise
+        bill.counted += 1
+        bill.children += child
+        upstream.note(limit, asked)
+        self._ledger.keep_manifest(manifest, self._clock())
+        return manifest
+
+    def _in_parts(self, image: Image, upstream: UpstreamSite, children: int) -> Defer:
+        """The step of an image of which some manifests must wait for the next window."""
+        window = self._windows(upstream)
+        at_hand = children - len(image.due)
+        reason = (
+            f"{at_hand} of {children} parts copied, the others wait for the window"
+            if at_hand
+            else f"needs {children} pulls, which the window does not have"
+        )
+        now = self._clock()
+        spends = self._ledger.spends(
+            upstream.settings.name, upstream.account_name, now, window.seconds
+        )
+        wait = next_free(spends, window, 1 if at_hand else children)
+        until = None if wait is None else now.wall + wait
+        return Defer(image.want, image.seen, _exact(len(image.due)), "budget", reason, until)
+
+
+def _exact(children: int) -> Cost:
+    return Cost(children, children)
+
+
+def _refused(image: Image, price: Cost, refusal: Refusal, now: Moment) -> Defer:
+    if refusal.kind == "budget":
+        reason = "the window has been spent meanwhile"
+        until = None if refusal.until is None else now.wall + refusal.until
+        return Defer(image.want, image.seen, price, "budget", reason, until)
+    return Defer(
+        image.want,
+        image.seen,
+        price,
+        "upstream-quota",
+        "upstream reports no more pulls above the reserve",
+    )
+
+
+def too_many(image: Image, pulls: int, limits: Limits) -> Skip:
+    """Return the step of an image that costs more pulls than one image may."""
+    return Skip(
+        image.want,
+        image.seen,
+        "pulls-per-image",
+        f"costs {pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
+    )

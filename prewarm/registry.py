@@ -1,0 +1,1293 @@
+"""Asks registries: manifests, tags, uploads and blobs over HTTP, with tokens, limits and retries.
+
+The protocol is the distribution specification 1.1, tokens are those of the distribution project
+(spec/auth/token). What costs a pull upstream, the GET of a manifest, is sent once and never again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Generic, NoReturn, Self, TypeVar
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.exceptions import TimeoutError as UrllibTimeoutError
+
+from prewarm import __version__
+from prewarm.budget import Limit
+from prewarm.errors import RegistryError, UsageError
+from prewarm.headers import Challenge, content_range, next_link, parse_challenges, read_limit
+from prewarm.headers import retry_after as read_retry_after
+from prewarm.login import Login
+from prewarm.manifest import ACCEPT, Descriptor, Manifest, ManifestError, valid_digest
+from prewarm.proxies import is_loopback, proxy_for
+from prewarm.refusals import Refusal, Request, Role, login_cure, refusal, role_code
+
+# At its lower levels urllib3 logs whole URLs, and a signed URL is a secret.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+_T = TypeVar("_T")
+
+Credentials = Callable[[str], Login | None]
+"""The login for a repository of the registry, None for anonymous."""
+
+CONNECT_TIMEOUT: Final = 10.0
+READ_TIMEOUT: Final = 30.0
+BLOB_TIMEOUT: Final = 60.0
+"""Seconds between two pieces of a blob."""
+MANIFEST_LIMIT: Final = 4 * 2**20
+"""Bytes of a manifest: the limit of registry:2 and of skopeo."""
+
+_DOCUMENT_LIMIT: Final = 16 * 2**20
+_TOKEN_LIMIT: Final = 2**20
+_TRIES: Final = 4
+_POOLS: Final = 32
+"""Hosts to which connections are kept: the registry, its token server, its blob stores."""
+_RETRY_FOR: Final = 60.0
+"""Seconds after which no further try is started."""
+_BACKOFF: Final = (0.2, 3.0)
+_LONGEST_WAIT: Final = 30.0
+_REDIRECTS: Final = 5
+_TAG_PAGES: Final = 1000
+_SCOPES_PER_TOKEN: Final = 20
+_CHUNK: Final = 256 * 1024
+_RETRIED_CODES: Final = frozenset({"unreachable", "timeout", "reset"})
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
+_REALMS: Final = {"docker.io": "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
+"""Token servers that are known to belong to a registry although their host is another."""
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+def anonymous(repository: str) -> Login | None:  # noqa: ARG001 (it is a Credentials)
+    """Return no login, for every repository."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a HEAD of a manifest tells, for nothing."""
+
+    descriptor: Descriptor
+    limit: Limit | None
+    """What the upstream reports of its quota; None where it reports none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer that was read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    challenges: tuple[Challenge, ...]
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    fetched: float
+    """By the monotonic clock."""
+    expires: float
+    """By the monotonic clock, a margin before the server's end."""
+    shared: bool
+    """Asked for many repositories at once: a server may have granted only some of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Authorization:
+    """The value of an Authorization header, and the token in it, if one is."""
+
+    value: str = field(repr=False)
+    token: _Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """What a request is about: who may do it, and how its failures are told."""
+
+    request: Request
+    repository: str
+    selector: str = ""
+    actions: str = "pull"
+
+
+class _Bucket:
+    """A token bucket of requests: a burst up to `per_minute` is not slowed."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._size = float(per_minute)
+        self._left = self._size
+        self._filled = time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Take one, waiting until it is there."""
+        with self._lock:
+            now = time.monotonic()
+            rate = self._size / 60
+            self._left = min(self._size, self._left + (now - self._filled) * rate) - 1
+            self._filled = now
+            wait = -self._left / rate
+        if wait > 0:
+            time.sleep(wait)
+
+
+class _Question(Generic[_T]):
+    """A question that many threads have and one asks: those who waited share its answer or error.
+
+    Without that, threads that wait for a server that is down would each wait for it in turn.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answer: _T | None = None
+        self._error: RegistryError | None = None
+        self._failed = 0.0
+
+    def ask(self, good: Callable[[_T], bool], fetch: Callable[[], _T]) -> _T:
+        """Return the kept answer if it is good, else a new one."""
+        came = time.monotonic()
+        with self._lock:
+            if self._answer is not None and good(self._answer):
+                return self._answer
+            if self._error is not None and self._failed > came:
+                raise _again(self._error)
+            try:
+                self._answer = fetch()
+            except RegistryError as error:
+                self._error, self._failed = error, time.monotonic()
+                raise
+            return self._answer
+
+    def tell(self, answer: _T) -> None:
+        """Keep an answer that was come by otherwise."""
+        with self._lock:
+            self._answer = answer
+
+
+def _again(error: RegistryError) -> RegistryError:
+    """Return the same failure for another thread: an exception object belongs to one traceback."""
+    return RegistryError(
+        error.code,
+        error.text,
+        error.cure,
+        status=error.status,
+        answered=error.answered,
+        retry_after=error.retry_after,
+    )
+
+
+class _Transport:
+    """One request, one answer: pools of kept connections, TLS, proxies and timeouts."""
+
+    def __init__(
+        self,
+        role: Role,
+        ca: Path | None,
+        environ: Mapping[str, str],
+        connections: int,
+        timeouts: tuple[float, float],
+    ) -> None:
+        self.role = role
+        self._ca = ca
+        self._environ = environ
+        self._connections = connections
+        self._timeouts = timeouts
+        self._pools: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+        if ca is not None:
+            _ = self._tls  # a file that cannot be read is told at once
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        where: str,
+        streamed: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send once and return the answer with its body unread; RegistryError if there is none."""
+        connect, read = self._timeouts
+        with self.failures(url, where):
+            return self._pool(url, streamed).request(
+                method,
+                url,
+                body=body,
+                headers={"User-Agent": f"prewarm/{__version__}", **headers},
+                preload_content=False,
+                decode_content=False,
+                redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(
+                    connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
+                ),
+            )
+
+    def failures(self, url: str, where: str) -> _Failures:
+        """Return a context in which urllib3's exceptions become RegistryErrors."""
+        return _Failures(self.role, url, where)
+
+    def close(self) -> None:
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.clear()
+
+    def _pool(self, url: str, streamed: bool) -> urllib3.PoolManager:
+        """Return the pool for the URL's proxy.
+
+        Blobs have their own, that never blocks: who streams one may ask for a manifest meanwhile.
+        """
+        proxy = proxy_for(url, self._environ)
+        # Reading the system's CAs costs time, and a mirror on plain HTTP needs none.
+        secure = "https:" in (url[:6], (proxy or "")[:6])
+        with self._lock:
+            key = (proxy, streamed, secure)
+            if key not in self._pools:
+                tls = self._tls if secure else None
+                self._pools[key] = self._new_pool(proxy, tls, block=not streamed)
+            return self._pools[key]
+
+    def _new_pool(
+        self, proxy: str | None, tls: ssl.SSLContext | None, *, block: bool
+    ) -> urllib3.PoolManager:
+        if proxy is None:
+            return urllib3.PoolManager(
+                _POOLS, maxsize=self._connections, block=block, ssl_context=tls
+            )
+        parts = urlsplit(proxy)
+        if parts.scheme not in {"http", "https"}:
+            raise RegistryError(
+                role_code(self.role, "proxy"),
+                f"the proxy {parts.hostname} is of the kind {parts.scheme}, which is not known",
+                "give an http:// proxy in HTTPS_PROXY, or exclude the host in NO_PROXY",
+                answered=False,
+            )
+        headers = {}
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers = urllib3.make_headers(proxy_basic_auth=user)
+        bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
+        return urllib3.ProxyManager(
+            bare,
+            _POOLS,
+            proxy_headers=headers,
+            proxy_ssl_context=tls,
+            maxsize=self._connections,
+            block=block,
+            ssl_context=tls,
+        )
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """The CAs of the system, or those that the environment names instead, and our own one."""
+        names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+        named = [(name, self._environ[name]) for name in names if self._environ.get(name)]
+        context = ssl.create_default_context() if not named else _bare_context()
+        if self._ca is not None:
+            named.append(("ca", str(self._ca)))
+        for name, path in named:
+            try:
+                if Path(path).is_dir():
+                    context.load_verify_locations(capath=path)
+                else:
+                    context.load_verify_locations(cafile=path)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "it holds no certificate"
+                raise UsageError(
+                    "ca", f"{name}: {path}: {reason}", "name a readable file of PEM certificates"
+                ) from None
+        return context
+
+
+def _bare_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class _Failures:
+    """Turns what urllib3 raises into a RegistryError that names host, cause and cure."""
+
+    def __init__(self, role: Role, url: str, where: str) -> None:
+        self._role = role
+        self._where = where
+        parts = urlsplit(url)
+        self._host = parts.netloc.rpartition("@")[2]
+        self._plain = parts.scheme == "http"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if not isinstance(error, HTTPError | OSError | ValueError):
+            return
+        code, text, cure, sent = self._told(error)
+        # The cause may hold a URL or a proxy's password: it goes no further.
+        raise RegistryError(
+            role_code(self._role, code),
+            f"{self._where}: {self._host} {text}",
+            cure,
+            answered=sent,
+        ) from None
+
+    def _told(self, error: BaseException) -> tuple[str, str, str, bool]:
+        """Return code, text, cure, and whether the request may have reached the server."""
+        down = "check the address, the network and that the registry runs"
+        match error:
+            case ProxyError():
+                status = re.search(r"Tunnel connection failed: ([0-9]{3})", str(error))
+                answered = f"answered {status[1]}" if status else "cannot be reached"
+                return (
+                    "proxy",
+                    f"is behind a proxy that {answered}",
+                    "check HTTPS_PROXY, or exclude the host in NO_PROXY",
+                    False,
+                )
+            case NameResolutionError():
+                return "unreachable", "has no address: its name is not known", down, False
+            case NewConnectionError():
+                return "unreachable", _reason(error), down, False
+            case ConnectTimeoutError():
+                return "unreachable", "does not answer: connecting timed out", down, False
+            case SSLError():
+                return self._tls(error)
+            case ReadTimeoutError() | UrllibTimeoutError():
+                return "timeout", "was asked and did not answer in time", "try later", True
+            case ProtocolError():
+                return self._broken(error)
+            case _:
+                return "bad-answer", "cannot be asked or does not speak HTTP", down, True
+
+    def _tls(self, error: SSLError) -> tuple[str, str, str, bool]:
+        inner = next((arg for arg in error.args if isinstance(arg, ssl.SSLError)), None)
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            return (
+                "tls",
+                f"shows a certificate that is not trusted: {inner.verify_message}",
+                "name its CA with ca:, or ask it by the name in its certificate",
+                False,
+            )
+        if re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL", str(error)):
+            return (
+                "plain-http",
+                "does not speak TLS on this port",
+                "write http:// there if plain HTTP is wanted, or give the TLS port",
+                False,
+            )
+        reason = getattr(inner, "reason", None) or "the connection ended"
+        return "tls", f"failed to speak TLS: {reason}", "check the TLS of the registry", True
+
+    def _broken(self, error: ProtocolError) -> tuple[str, str, str, bool]:
+        inner = error.args[1] if len(error.args) > 1 else None
+        if isinstance(inner, TimeoutError):
+            return "timeout", "was asked and did not answer in time", "try later", True
+        if self._plain and "BadStatusLine" in repr(inner):
+            return "bad-answer", "does not speak HTTP", "check the address and port", True
+        return "reset", "broke the connection off", "try later, or look at its own log", True
+
+
+def _reason(error: NewConnectionError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ConnectionRefusedError):
+        return "refuses connections"
+    if isinstance(cause, OSError) and not isinstance(cause, socket.gaierror) and cause.strerror:
+        return f"cannot be reached: {cause.strerror.lower()}"
+    return "cannot be reached"
+
+
+class Blob:
+    """A blob as it comes: `size` bytes of it in all, the rest from `start` on to be read.
+
+    Reading raises RegistryError; the digest is for the reader to check.
+    """
+
+    def __init__(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        failures: _Failures,
+        size: int | None,
+        skip: int = 0,
+    ) -> None:
+        self._response = response
+        self._failures = failures
+        self.size = size
+        """Bytes of the whole blob, also where reading began later; None if the server hides it."""
+        while skip > 0 and (piece := self.read(min(skip, _CHUNK))):
+            skip -= len(piece)
+
+    def read(self, amount: int = _CHUNK) -> bytes:
+        """Return what has come, at least one byte and at most `amount`; nothing at the end."""
+        with self._failures:
+            return _read_some(self._response, amount)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self.read():
+            yield piece
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back, or end it where the blob was not read to its end."""
+        _dispose(self._response)
+
+
+def _read_some(response: urllib3.BaseHTTPResponse, amount: int) -> bytes:
+    # read1 came with urllib3 2.1; read waits until all of `amount` is there.
+    read = getattr(response, "read1", response.read)
+    return bytes(read(amount, decode_content=False) or b"")
+
+
+def _dispose(response: urllib3.BaseHTTPResponse) -> None:
+    response.close()
+    response.release_conn()
+
+
+class Registry:
+    """One registry, upstream or mirror, for many threads.
+
+    All methods raise RegistryError; its `answered` tells whether a pull may have been counted.
+    `name` is what people know it by: `docker.io`, or a mirror's URL.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: str,
+        *,
+        role: Role = "upstream",
+        ca: Path | None = None,
+        realm: str | None = None,
+        credentials: Credentials = anonymous,
+        connections: int = 16,
+        heads_per_minute: int | None = None,
+        environ: Mapping[str, str] | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> None:
+        parts = urlsplit(endpoint)
+        assert parts.scheme in {"http", "https"}
+        assert parts.hostname
+        self.name = name
+        self.role: Role = role
+        self.plain = parts.scheme == "http"
+        self._host = parts.hostname
+        self._origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        self._realm = realm.lower() if realm else None
+        self._credentials = credentials
+        self._bucket = _Bucket(heads_per_minute) if heads_per_minute else None
+        self._read_timeout = read_timeout
+        self._transport = _Transport(
+            role,
+            ca,
+            os.environ if environ is None else environ,
+            connections,
+            (connect_timeout, read_timeout),
+        )
+        self._lock = threading.Lock()
+        self._challenges: _Question[tuple[Challenge, ...]] = _Question()
+        self._tokens: dict[tuple[str, str], _Question[_Token]] = {}
+        self._scopes: dict[tuple[str, str], str] = {}
+        self._refused: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Registry({self.name!r})"
+
+    def close(self) -> None:
+        """Close the kept connections; blobs that are still open keep theirs."""
+        self._transport.close()
+
+    # Manifests
+
+    def head(self, repository: str, selector: str) -> Head:
+        """Return descriptor and quota of a tag or digest: a HEAD, which costs no pull."""
+        access = _Access("head", repository, selector)
+        answer = self._ask("HEAD", access, self._manifest_path(access), accept=True)
+        self._expect(answer, access, 200)
+        digest = answer.headers.get("docker-content-digest", "")
+        if not valid_digest(digest):
+            raise self._error(
+                "bad-answer",
+                access,
+                "a HEAD tells no Docker-Content-Digest",
+                "let a proxy before the registry pass this header on",
+            )
+        if valid_digest(selector) and digest.partition(":")[0] == selector.partition(":")[0]:
+            self._same_digest(access, selector, digest)
+        media_type = self._media_type(access, answer.headers.get("content-type", ""))
+        size = _natural(answer.headers.get("content-length")) or 0
+        return Head(Descriptor(media_type, digest, size), read_limit(answer.headers))
+
+    def manifest(self, repository: str, selector: str) -> tuple[Manifest, Limit | None]:
+        """Return the manifest of a tag or digest, verified, and the quota left.
+
+        Upstream this is what a pull is: one GET is sent and never a second, except after a 401,
+        which is no pull. The token is fetched before it.
+        """
+        access = _Access("manifest", repository, selector)
+        answer = self._ask(
+            "GET",
+            access,
+            self._manifest_path(access),
+            accept=True,
+            limit=MANIFEST_LIMIT,
+            tries=1 if self.role == "upstream" else _TRIES,
+        )
+        self._expect(answer, access, 200)
+        declared = answer.headers.get("docker-content-digest", "")
+        for digest in (selector, declared):
+            if valid_digest(digest):
+                algorithm = digest.partition(":")[0]
+                actual = f"{algorithm}:{hashlib.new(algorithm, answer.body).hexdigest()}"
+                self._same_digest(access, digest, actual)
+        manifest = self._read_manifest(access, answer)
+        return manifest, read_limit(answer.headers)
+
+    def put_manifest(self, repository: str, selector: str, manifest: Manifest) -> None:
+        """Store the manifest's bytes under a tag or its digest."""
+        access = _Access("put", repository, selector, "pull,push")
+        answer = self._ask(
+            "PUT",
+            access,
+            self._manifest_path(access),
+            headers={"Content-Type": manifest.media_type},
+            body=manifest.content,
+        )
+        self._expect(answer, access, 200, 201, 202)
+        stored = answer.headers.get("docker-content-digest", "")
+        if valid_digest(stored) and stored.startswith("sha256:"):
+            self._same_digest(access, manifest.digest, stored)
+
+    def delete_manifest(self, repository: str, digest: str) -> None:
+        """Delete a manifest and with it all its tags; not-found if it is not there."""
+        access = _Access("delete", repository, digest, "*")
+        answer = self._ask("DELETE", access, self._manifest_path(access), tries=1)
+        self._expect(answer, access, 200, 202, 204)
+
+    # Tags, uploads, blobs
+
+    def tags(self, repository: str) -> tuple[str, ...]:
+        """Return the tags of the repository in the registry's order, over all pages."""
+        access = _Access("tags", repository)
+        url = f"{self._base(access)}/tags/list?n=1000"
+        seen: set[str] = set()
+        tags: dict[str, None] = {}
+        while url not in seen and len(seen) < _TAG_PAGES:
+            seen.add(url)
+            answer = self._ask("GET", access, url, limit=_DOCUMENT_LIMIT)
+            self._expect(answer, access, 200)
+            tags.update(dict.fromkeys(self._read_tags(access, answer.body)))
+            target = next_link(answer.headers.get("link", ""))
+            if target is None:
+                return tuple(tags)
+            with suppress(ValueError):
+                target = urljoin(url, target)
+            url = target
+            if not self._is_own(url):
+                raise self._error(
+                    "bad-redirect", access, "its list of tags goes on at another host", "check it"
+                )
+        raise self._error("bad-answer", access, "its list of tags does not end", "name the tags")
+
+    def probe_upload(self, repository: str) -> None:
+        """Start an upload and cancel it: raises what would keep a copy from being written."""
+        access = _Access("upload", repository, actions="pull,push")
+        start = f"{self._base(access)}/blobs/uploads/"
+        answer = self._ask("POST", access, start, body=b"")
+        self._expect(answer, access, 201, 202)
+        location = urljoin(start, answer.headers.get("location", ""))
+        parts = urlsplit(location)
+        if parts.hostname != self._host:
+            raise self._error(
+                "bad-redirect",
+                access,
+                "it sends uploads to another host",
+                "set http.host in its configuration, or X-Forwarded-Host in the proxy before it",
+            )
+        # Behind a proxy that ends TLS a registry may name the wrong scheme or port.
+        own = self._origin + urlunsplit(("", "", parts.path, parts.query, ""))
+        try:
+            self._ask("DELETE", access, own, tries=1)
+        except RegistryError:
+            return  # the registry purges uploads that nobody goes on with
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """Return the bytes of a blob, None if the repository has it not: a HEAD."""
+        access = _Access("blob", repository, digest)
+        answer = self._ask("HEAD", access, self._blob_path(access))
+        if answer.status == 404:
+            return None
+        self._expect(answer, access, 200)
+        size = _natural(answer.headers.get("content-length"))
+        if size is None:
+            raise self._error(
+                "bad-answer", access, "a HEAD tells no Content-Length", "check the registry"
+            )
+        return size
+
+    def open_blob(self, repository: str, digest: str, start: int = 0) -> Blob:
+        """Return the blob from byte `start` on, streamed; redirects are followed, close it.
+
+        Another origin is never given our credentials, and TLS is never left for plain HTTP.
+        """
+        access = _Access("blob", repository, digest)
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        path = self._blob_path(access)
+        opened = self._authorized("GET", access, path, headers, blob=True)
+        if isinstance(opened, _Answer):
+            self._refuse(opened, access)
+        response, url = opened
+        try:
+            return self._blob(access, response, url, start)
+        except BaseException:
+            _dispose(response)
+            raise
+
+    def _blob(
+        self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, start: int
+    ) -> Blob:
+        failures = self._transport.failures(url, self._where(access))
+        if response.status == 206:
+            found = content_range(response.headers.get("content-range", ""))
+            if found is None or found[0] != start:
+                raise self._error(
+                    "bad-answer", access, "it sent another part than asked", "check the registry"
+                )
+            return Blob(response, failures, found[1])
+        size = _natural(response.headers.get("content-length"))
+        return Blob(response, failures, size, skip=start)
+
+    # Tokens
+
+    def authorize(self, repositories: Iterable[str]) -> None:
+        """Fetch tokens to pull from the repositories, up to 20 by one; never needed, only faster.
+
+        Nothing is raised: what fails here is asked again, repository by repository, when needed.
+        """
+        try:
+            bearer = self._challenge(_Access("head", ""), "bearer")
+        except RegistryError:
+            return
+        if bearer is None:
+            return
+        by_login: dict[Login | None, list[str]] = {}
+        for repository in dict.fromkeys(repositories):
+            try:
+                by_login.setdefault(self._login(repository), []).append(repository)
+            except RegistryError:
+                continue
+        for login, group in by_login.items():
+            for first in range(0, len(group), _SCOPES_PER_TOKEN):
+                self._authorize(bearer, login, group[first : first + _SCOPES_PER_TOKEN])
+
+    def _authorize(self, bearer: Challenge, login: Login | None, repositories: list[str]) -> None:
+        accesses = [_Access("head", repository) for repository in repositories]
+        scopes = [self._scope(access) for access in accesses]
+        try:
+            token = self._fetch_token(accesses[0], bearer, login, scopes)
+        except RegistryError:
+            return
+        for scope in scopes:
+            self._kept(bearer, scope).tell(token)
+
+    def _scope(self, access: _Access) -> str:
+        """Return the scope to ask a token for: as specified, unless the registry named another."""
+        own = f"repository:{self._prefix}{access.repository}:{access.actions}"
+        return self._scopes.get((access.repository, access.actions), own)
+
+    def _challenge(self, access: _Access, scheme: str) -> Challenge | None:
+        """Return how the registry wants to be authenticated to, as it says at /v2/; asked once."""
+
+        def fetch() -> tuple[Challenge, ...]:
+            answer = self._attempts(
+                access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
+            )
+            if self._refusal(answer, access).code == "tls":
+                self._refuse(answer, access)
+            return answer.challenges if answer.status == 401 else ()
+
+        challenges = self._challenges.ask(lambda _: True, fetch)
+        return next((found for found in challenges if found.scheme == scheme), None)
+
+    def _authorization(
+        self, access: _Access, stale: _Authorization | None
+    ) -> _Authorization | None:
+        """Return how to authorize the request, None where that is not wanted.
+
+        `stale` is what was just refused. Errors here come before the request proper: nothing was
+        counted yet.
+        """
+        try:
+            bearer = self._challenge(access, "bearer")
+            if bearer is not None:
+                token = self._token(access, bearer, stale.token if stale else None)
+                return _Authorization(f"Bearer {token.value}", token)
+            basic = self._challenge(access, "basic")
+            login = self._credentials(access.repository) if basic is not None else None
+            if login is None:
+                return None
+            if self._exposed:
+                self._plain_credentials(access)
+            return _Authorization(_basic(login))
+        except RegistryError as error:
+            error.answered = False
+            raise
+
+    def _token(self, access: _Access, bearer: Challenge, stale: _Token | None) -> _Token:
+        """Return a token for the access: the kept one, or a new one that one thread fetches."""
+        scope = self._scope(access)
+        return self._kept(bearer, scope).ask(
+            lambda kept: kept.expires > time.monotonic() and kept is not stale,
+            lambda: self._fetch_token(access, bearer, self._login(access.repository), [scope]),
+        )
+
+    def _kept(self, bearer: Challenge, scope: str) -> _Question[_Token]:
+        with self._lock:
+            return self._tokens.setdefault((bearer.parameters.get("realm", ""), scope), _Question())
+
+    def _login(self, repository: str) -> Login | None:
+        """Return the login to fetch a token with; none where the token would go in the clear."""
+        return None if self._exposed else self._credentials(repository)
+
+    @property
+    def _exposed(self) -> bool:
+        return self.plain and not is_loopback(self._host)
+
+    def _fetch_token(
+        self, access: _Access, bearer: Challenge, login: Login | None, scopes: list[str]
+    ) -> _Token:
+        realm = self._checked_realm(access, bearer.parameters.get("realm", ""))
+        if login is not None and not self._trusts(realm):
+            login = None
+        if login is not None and (realm, login.username) in self._refused:
+            self._credentials_refused(access)
+        began = time.monotonic()
+        service = bearer.parameters.get("service", "")
+        answer = self._attempts(
+            access, _TRIES, lambda: self._request_token(access, realm, service, login, scopes)
+        )
+        if answer.status != 200:
+            self._refuse_token(access, answer, realm, login)
+        value, seconds = self._read_token(access, answer.body)
+        return _Token(
+            value, time.monotonic(), began + seconds - min(30.0, seconds / 6), len(scopes) > 1
+        )
+
+    def _request_token(
+        self, access: _Access, realm: str, service: str, login: Login | None, scopes: list[str]
+    ) -> _Answer:
+        fields = [("service", service)] if service else []
+        if login is not None and login.is_identity_token:
+            form = [
+                *fields,
+                ("grant_type", "refresh_token"),
+                ("client_id", "prewarm"),
+                ("scope", " ".join(scopes)),
+                ("refresh_token", login.secret),
+            ]
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            return self._follow("POST", realm, headers, access, urlencode(form).encode())
+        query = urlencode([*fields, *(("scope", scope) for scope in scopes)])
+        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+        headers = {"Authorization": _basic(login)} if login is not None else {}
+        return self._follow("GET", url, headers, access)
+
+    def _refuse_token(
+        self, access: _Access, answer: _Answer, realm: str, login: Login | None
+    ) -> NoReturn:
+        """Raise what the token server's refusal means; `login` is what it was shown."""
+        if answer.status in {400, 401} and login is not None:
+            self._refused.add((realm, login.username))
+            self._credentials_refused(access)
+        if answer.status in {401, 403}:
+            self._refuse(answer, access)
+        raise self._error(
+            "abuse-limit" if answer.status == 429 else "server-error",
+            access,
+            f"its token server {urlsplit(realm).netloc} answered {answer.status}",
+            "try later, or check the realm in the registry's configuration",
+            answer=answer,
+        )
+
+    def _checked_realm(self, access: _Access, realm: str) -> str:
+        """Return the URL of the token server; an error if it is none, or would leave TLS."""
+        url = _http_url(realm)
+        if url is None or (url.startswith("http:") and not self.plain):
+            raise self._error(
+                "bad-answer",
+                access,
+                "its challenge names no token server that can be asked over TLS",
+                "check the realm in the registry's configuration",
+            )
+        return url
+
+    def _trusts(self, realm: str) -> bool:
+        """Whether our credentials may be shown to the token server."""
+        parts = urlsplit(realm)
+        host = parts.hostname or ""
+        if parts.scheme == "http" and not is_loopback(host):
+            return False
+        own = {self._host, self._realm, _REALMS.get(self.name)}
+        return host in own or parts.netloc.lower() in own
+
+    def _read_token(self, access: _Access, body: bytes) -> tuple[str, float]:
+        """Return the token and its seconds to live; 60 where it does not say, as specified."""
+        try:
+            document = json.loads(body)
+            token = document.get("token") or document.get("access_token")
+            seconds = document.get("expires_in")
+        except (ValueError, AttributeError, RecursionError):
+            token = seconds = None
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise self._error(
+                "bad-answer", access, "its token server sent no token", "check the realm"
+            )
+        lasting = isinstance(seconds, int | float) and 0 < seconds < 86400
+        return token, float(seconds) if lasting else 60.0
+
+    def _credentials_refused(self, access: _Access) -> NoReturn:
+        raise self._error(
+            "unauthorized",
+            access,
+            f"the credentials for {self.name} were refused",
+            login_cure(self._login_host),
+        )
+
+    def _plain_credentials(self, access: _Access) -> NoReturn:
+        raise self._error(
+            "plain-http-credentials",
+            access,
+            f"{self._host} wants credentials, which never go over plain http",
+            "give it TLS and write https://",
+        )
+
+    # Requests
+
+    def _ask(
+        self,
+        method: str,
+        access: _Access,
+        url: str,
+        *,
+        accept: bool = False,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        limit: int = _TOKEN_LIMIT,
+        tries: int = _TRIES,
+    ) -> _Answer:
+        """Return the answer to a request with its authorization, tried again where that is free."""
+        sent = {"Accept-Encoding": "identity", **(headers or {})}
+        if accept:
+            sent["Accept"] = ", ".join(ACCEPT)
+
+        answer = self._authorized(method, access, url, sent, body, limit=limit, tries=tries)
+        assert isinstance(answer, _Answer)
+        return answer
+
+    def _authorized(
+        self,
+        method: str,
+        access: _Access,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        limit: int = _TOKEN_LIMIT,
+        tries: int = _TRIES,
+        blob: bool = False,
+    ) -> _Answer | tuple[urllib3.BaseHTTPResponse, str]:
+        """Send with its authorization; once more with a new one if a kept one was refused."""
+        began = time.monotonic()
+        authorization = self._authorization(access, None)
+        for last in (False, True):
+            sent = dict(headers)
+            if authorization is not None:
+                sent["Authorization"] = authorization.value
+            send = partial(self._follow, method, url, sent, access, body, limit=limit)
+            answer: _Answer | tuple[urllib3.BaseHTTPResponse, str]
+            if blob:
+                answer = self._attempts(access, tries, partial(self._open, url, sent, access))
+            else:
+                answer = self._attempts(access, tries, send)
+            if last or not isinstance(answer, _Answer):
+                break
+            if not self._renewable(access, answer, authorization, began):
+                break
+            used, authorization = authorization, self._authorization(access, authorization)
+            if authorization is None or authorization == used:
+                break
+        return answer
+
+    def _renewable(
+        self, access: _Access, answer: _Answer, used: _Authorization | None, began: float
+    ) -> bool:
+        """Whether another authorization may help where the answer refuses the one used.
+
+        A kept token may be revoked, a shared one may not be for all; a registry that is open at
+        /v2/ may challenge for some repositories, and one may name scopes in its own way.
+        """
+        bearer = next((found for found in answer.challenges if found.scheme == "bearer"), None)
+        if used is None:
+            if answer.status != 401 or not answer.challenges:
+                return False
+            self._challenges.tell(answer.challenges)
+            return True
+        if used.token is None:
+            return False
+        scope = bearer.parameters.get("scope", "") if bearer and answer.status == 401 else ""
+        if (
+            access.actions == "pull"
+            and re.fullmatch(r"repository:[^\s:]{1,255}:pull", scope)
+            and scope != self._scope(access)
+        ):
+            self._scopes[access.repository, access.actions] = scope
+            return True
+        kept = used.token.fetched < began
+        return (answer.status == 401 and kept) or (
+            answer.status in {401, 403} and used.token.shared
+        )
+
+    def _attempts(self, access: _Access, tries: int, attempt: Callable[[], _T]) -> _T:
+        """Return the attempt's result; connection errors, some 5xx and 429 are tried again."""
+        end = time.monotonic() + _RETRY_FOR
+        for tried in range(1, tries + 1):
+            if access.request == "head" and self._bucket:
+                self._bucket.take()
+            try:
+                result = attempt()
+            except RegistryError as error:
+                wait = _backoff(tried)
+                retried = error.code.removeprefix("mirror-") in _RETRIED_CODES
+                if not retried or tried == tries or time.monotonic() + wait > end:
+                    raise
+            else:
+                asked = self._wait(access, result, tried) if isinstance(result, _Answer) else None
+                if asked is None or tried == tries or time.monotonic() + asked > end:
+                    return result
+                wait = asked
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _wait(self, access: _Access, answer: _Answer, tried: int) -> float | None:
+        """Return the seconds after which the request is worth another try, None if it is not."""
+        asked = read_retry_after(answer.headers)
+        if asked is not None and asked > _LONGEST_WAIT:
+            return None
+        if answer.status == 429:
+            worth = access.request != "manifest" and tried < _TRIES - 1
+        else:
+            worth = answer.status in _RETRIED_STATUSES
+            worth = worth and self._refusal(answer, access).code == "server-error"
+        if not worth:
+            return None
+        return _backoff(tried) if asked is None else asked
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        access: _Access,
+        body: bytes | None = None,
+        *,
+        limit: int = _TOKEN_LIMIT,
+    ) -> _Answer:
+        """Return the answer, read, after the redirects of a GET or HEAD."""
+        response, url = self._redirected(method, url, headers, access, body, streamed=False)
+        return self._read(access, response, url, limit)
+
+    def _open(
+        self, url: str, headers: Mapping[str, str], access: _Access
+    ) -> _Answer | tuple[urllib3.BaseHTTPResponse, str]:
+        """Return the unread answer to a GET and whose it is, or what was answered instead."""
+        response, url = self._redirected("GET", url, headers, access, None, streamed=True)
+        if response.status in {200, 206}:
+            return response, url
+        return self._read(access, response, url, _TOKEN_LIMIT)
+
+    def _redirected(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        access: _Access,
+        body: bytes | None,
+        *,
+        streamed: bool,
+    ) -> tuple[urllib3.BaseHTTPResponse, str]:
+        """Send, follow redirects, and return the last answer, unread, with its URL.
+
+        The Authorization is for the first origin alone.
+        """
+        where, origin = self._where(access), _origin(url)
+        bare = {name: value for name, value in headers.items() if name != "Authorization"}
+        for _ in range(_REDIRECTS + 1):
+            sent = headers if _origin(url) == origin else bare
+            response = self._transport.send(method, url, sent, body, where=where, streamed=streamed)
+            moved = response.status in _MOVED and method in {"GET", "HEAD"}
+            if not moved:
+                return response, url
+            self._read(access, response, url, _TOKEN_LIMIT)
+            url = self._target(access, url, response.headers.get("location", ""))
+        raise self._error(
+            "too-many-redirects", access, f"more than {_REDIRECTS} redirects", "check the registry"
+        )
+
+    def _target(self, access: _Access, url: str, location: str) -> str:
+        target = None
+        if location:
+            with suppress(ValueError):
+                target = _http_url(urljoin(url, location))
+        if target is None or (url.startswith("https:") and target.startswith("http:")):
+            raise self._error(
+                "bad-redirect",
+                access,
+                "it redirects to no URL, or from TLS to plain http, which is not followed",
+                "check the storage and http.host in the registry's configuration",
+            )
+        return target
+
+    def _read(
+        self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, limit: int
+    ) -> _Answer:
+        """Return the answer with its body, which may have `limit` bytes and four read timeouts."""
+        deadline = time.monotonic() + 4 * self._read_timeout
+        pieces: list[bytes] = []
+        left = limit + 1
+        try:
+            with self._transport.failures(url, self._where(access)):
+                while left > 0 and (piece := _read_some(response, min(left, _CHUNK))):
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if time.monotonic() > deadline:
+                        raise UrllibTimeoutError("the body came too slowly")
+        finally:
+            _dispose(response)
+        if left <= 0 and response.status < 300:
+            code = "bad-manifest" if access.request == "manifest" else "bad-answer"
+            size = f"{limit // 2**20} MiB"
+            raise self._error(code, access, f"it is larger than {size}", "it cannot be mirrored")
+        challenges = parse_challenges(response.headers.getlist("www-authenticate"))
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return _Answer(response.status, headers, b"".join(pieces), challenges, url)
+
+    # What answers mean
+
+    def _expect(self, answer: _Answer, access: _Access, *statuses: int) -> None:
+        if answer.status not in statuses:
+            self._refuse(answer, access)
+
+    def _refusal(self, answer: _Answer, access: _Access) -> Refusal:
+        login = self._login(access.repository) if answer.status in {401, 403} else None
+        return refusal(
+            self.role,
+            access.request,
+            answer.status,
+            answer.body,
+            host=self._login_host,
+            user=login.username if login else None,
+        )
+
+    def _refuse(self, answer: _Answer, access: _Access) -> NoReturn:
+        """Raise what the answer means, which was not what was wanted."""
+        if answer.status in {401, 403}:
+            self._tell_withheld(access)
+        found = self._refusal(answer, access)
+        raise self._error(found.code, access, found.text, found.cure, answer=answer)
+
+    def _tell_withheld(self, access: _Access) -> None:
+        """Raise where there are credentials that the registry or its token server was not shown."""
+        bearer = self._challenge(access, "bearer")
+        if bearer is None or self._credentials(access.repository) is None:
+            return
+        if self._exposed:
+            self._plain_credentials(access)
+        realm = bearer.parameters.get("realm", "")
+        host = urlsplit(realm).netloc
+        if not self._trusts(realm):
+            raise self._error(
+                "unauthorized",
+                access,
+                f"its token server {host} is another host and was not shown the credentials",
+                f"write realm: {host} if it belongs to {self.name}",
+            )
+
+    def _error(
+        self, code: str, access: _Access, text: str, cure: str, *, answer: _Answer | None = None
+    ) -> RegistryError:
+        return RegistryError(
+            role_code(self.role, code),
+            f"{self._where(access)}: {text}",
+            cure,
+            status=answer.status if answer else None,
+            answered=answer is None or answer.status != 429,
+            retry_after=read_retry_after(answer.headers) if answer else None,
+        )
+
+    def _same_digest(self, access: _Access, wanted: str, actual: str) -> None:
+        if wanted != actual:
+            raise self._error(
+                "bad-digest",
+                access,
+                f"its content is {actual}, not {wanted}",
+                "a proxy or the registry alters manifests; ask it directly",
+            )
+
+    def _media_type(self, access: _Access, content_type: str) -> str:
+        """Return the media type, one of the four that can be mirrored."""
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type in ACCEPT:
+            return media_type
+        old = media_type.startswith("application/vnd.docker.distribution.manifest.v1+")
+        raise self._error(
+            "unsupported-manifest",
+            access,
+            "its manifest is of schema 1" if old else "its manifest is of no known media type",
+            "build the image anew with a current tool",
+        )
+
+    def _read_manifest(self, access: _Access, answer: _Answer) -> Manifest:
+        """Return the manifest, read through once, of its declared type or else the one it names.
+
+        A manifest that names another type than it is declared as is refused (by Manifest): else
+        one client would take for an index what is a manifest to another (CVE-2021-41190).
+        """
+        declared = answer.headers.get("content-type", "")
+        if declared.partition(";")[0].strip().lower() not in ACCEPT:
+            with suppress(ValueError, AttributeError, RecursionError):
+                declared = str(json.loads(answer.body).get("mediaType") or declared)
+        try:
+            manifest = Manifest(self._media_type(access, declared), answer.body)
+            _ = manifest.document, manifest.children, manifest.blobs
+        except ManifestError as error:
+            raise self._error("bad-manifest", access, str(error), "build the image anew") from None
+        return manifest
+
+    def _read_tags(self, access: _Access, body: bytes) -> list[str]:
+        try:
+            found = json.loads(body)["tags"] or []
+            return [tag for tag in found if isinstance(tag, str) and _TAG.fullmatch(tag)]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise self._error(
+                "bad-answer", access, "its list of tags is none", "check the registry"
+            ) from None
+
+    # Names and URLs
+
+    @property
+    def _login_host(self) -> str:
+        """What a person logs in to: the registry's name, a mirror's host and port."""
+        return urlsplit(self.name).netloc if "://" in self.name else self.name
+
+    def _where(self, access: _Access) -> str:
+        if not access.repository:
+            return self.name
+        mark = "@" if ":" in access.selector else ":"
+        tail = f"{mark}{access.selector}" if access.selector else ""
+        return f"{self.name.rstrip('/')}/{access.repository}{tail}"
+
+    def _base(self, access: _Access) -> str:
+        """Return the URL of the repository; names are checked, so that none leads elsewhere."""
+        selector = access.selector
+        named = _REPOSITORY.fullmatch(access.repository) and (
+            not selector or _TAG.fullmatch(selector) or valid_digest(selector)
+        )
+        if not named:
+            raise RegistryError(
+                "invalid-name",
+                f"{self.name}: {f'{access.repository}:{selector}'[:300]!r} is not an image's name",
+                "check its spelling",
+                answered=False,
+            )
+        return f"{self._origin}/v2/{quote(self._prefix)}{access.repository}"
+
+    def _manifest_path(self, access: _Access) -> str:
+        return f"{self._base(access)}/manifests/{access.selector}"
+
+    def _blob_path(self, access: _Access) -> str:
+        return f"{self._base(access)}/blobs/{access.selector}"
+
+    def _is_own(self, url: str) -> bool:
+        return _http_url(url) is not None and _origin(url) == _origin(self._origin)
+
+
+def _backoff(tried: int) -> float:
+    """Return seconds to wait after the n-th try: doubled each time, with jitter."""
+    shortest, longest = _BACKOFF
+    doubled: float = shortest * 2 ** (tried - 1)
+    return min(longest, doubled * random.uniform(1, 2))
+
+
+def _basic(login: Login) -> str:
+    pair = f"{login.username}:{login.secret}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def _natural(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def _http_url(text: str) -> str | None:
+    """Return the URL without its fragment; None if it is no http URL that can be asked."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return None
+    odd = any(ord(letter) <= 32 or ord(letter) == 127 for letter in text)
+    if odd or parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        return None
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, parts.query, ""))
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port, by which URLs are of one origin (RFC 6454)."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname or "", port

@@ -1,0 +1,267 @@
+"""The report: what a run did, or would do, as values, JSON and text (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from prewarm.budget import next_free, remaining, used
+from prewarm.copying import Outcome
+from prewarm.errors import Failure, Problem, Severity
+from prewarm.manifest import Manifest
+from prewarm.plan import Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
+from prewarm.platforms import ALL
+
+UPSTREAM_CODES: Final = frozenset(
+    {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
+)
+"""Failures that are the registry's as a whole: one problem, whatever the number of images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run, told."""
+
+    run: str
+    dry_run: bool
+    started: float
+    finished: float
+    quotas: Mapping[str, Quota]
+    outcomes: tuple[Outcome, ...]
+    """In the order of the plan."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where the operator must act."""
+        return int(any(problem.severity == "error" for problem in self.problems))
+
+
+def planned(plan: Plan) -> tuple[Outcome, ...]:
+    """Return the outcomes of a dry run: the plan itself, its pulls as upper bounds."""
+    return tuple(
+        Outcome(step, step.seen.content, step.seen.holdings, pulls, gets, sizes=step.seen.sizes)
+        for step in plan.steps
+        for pulls, gets in (_bounds(step),)
+    )
+
+
+def _bounds(step: object) -> tuple[int | None, int | None]:
+    if not isinstance(step, Copy):
+        return 0, 0
+    if step.at_most is not None:
+        return step.at_most, step.at_most + 1
+    return step.cost.pulls, step.cost.gets
+
+
+def problems_of(outcomes: Iterable[Outcome]) -> tuple[Problem, ...]:
+    """Return what a person should know of the outcomes, each cause once.
+
+    An image that a pin names is the operator's to cure, one that only CI names is its author's.
+    """
+    found: dict[tuple[str, str], Problem] = {}
+    for outcome in outcomes:
+        for problem in _problems(outcome):
+            found.setdefault((problem.code, problem.problem), problem)
+    return tuple(found.values())
+
+
+def _problems(outcome: Outcome) -> Iterable[Problem]:
+    step = outcome.step
+    for holding in outcome.holdings:
+        if holding.failure is not None and holding.failure.code.startswith("mirror-"):
+            failure = holding.failure
+            yield Problem("error", failure.code, holding.mirror, failure.text, failure.cure)
+    if isinstance(step, Fail):
+        failure = step.failure
+        if failure.code.startswith("mirror-"):
+            return  # told once, for the mirror
+        if failure.code in UPSTREAM_CODES:
+            where = step.want.reference.registry
+            yield Problem("error", failure.code, where, failure.text, failure.cure)
+            return
+        severity: Severity = "error" if step.want.pinned else "warning"
+        yield Problem(severity, failure.code, step.want.where, failure.text, failure.cure)
+    elif isinstance(step, Skip) and step.code != "skip":
+        text = f"{step.want.reference}: {step.reason}"
+        yield Problem("warning", step.code, step.want.where, text, "raise the limit, or unpin it")
+    else:
+        for holding in outcome.holdings:
+            told = holding.failure
+            if told is not None and not told.code.startswith("mirror-"):
+                yield Problem("error", told.code, holding.mirror, told.text, told.cure)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the document of `sync --json` (CONTRACT, 3)."""
+    return {
+        "version": 1,
+        "run": report.run,
+        "dry_run": report.dry_run,
+        "started": iso(report.started),
+        "finished": iso(report.finished),
+        "budgets": {
+            name: budget_json(quota, report.finished) for name, quota in report.quotas.items()
+        },
+        "images": [image_json(outcome) for outcome in report.outcomes],
+        "problems": [problem_json(problem) for problem in report.problems],
+        "summary": summary(report.outcomes),
+    }
+
+
+def problem_json(problem: Problem) -> dict[str, str]:
+    return {
+        "severity": problem.severity,
+        "code": problem.code,
+        "where": problem.where,
+        "problem": problem.problem,
+        "cure": problem.cure,
+    }
+
+
+def budget_json(quota: Quota, now: float) -> dict[str, Any]:
+    """Return one entry of `budgets`; `pulls` is null where there is no limit."""
+    window, limit = quota.window, quota.reported
+    left = remaining(quota.spends, window)
+    wait = next_free(quota.spends, window, (left or 0) + 1) if left is not None else 0.0
+    return {
+        "account": quota.account,
+        "pulls": window.pulls,
+        "window_seconds": window.seconds,
+        "reserve": window.reserve,
+        "used": used(quota.spends, window),
+        "remaining": left,
+        "reported_limit": limit.limit if limit else None,
+        "reported_remaining": limit.remaining if limit else None,
+        "source": quota.source,
+        "next_free": iso(now + wait) if wait else None,
+    }
+
+
+def image_json(outcome: Outcome) -> dict[str, Any]:
+    """Return one entry of `images`."""
+    step = outcome.step
+    want, seen = step.want, step.seen
+    failure = step.failure if isinstance(step, Fail) else _partial_failure(outcome)
+    return {
+        "image": str(want.reference),
+        "sources": list(want.sources),
+        "jobs": want.jobs,
+        "projects": want.projects,
+        "last_used": iso(want.last_used),
+        "action": action(step),
+        "code": step.code,
+        "reason": step.reason,
+        "digest": seen.key,
+        "platforms": platforms_of(outcome),
+        "pulls": outcome.pulls,
+        "gets": outcome.gets,
+        "bytes": outcome.moved,
+        "seconds": round(outcome.seconds, 3),
+        "until": iso(step.until) if isinstance(step, Defer) else None,
+        "mirrors": {
+            holding.mirror: mirror_json(outcome, holding)
+            for holding in outcome.holdings
+            if holding.target
+        },
+        "error": None
+        if failure is None
+        else {"code": failure.code, "text": failure.text, "cure": failure.cure},
+    }
+
+
+def _partial_failure(outcome: Outcome) -> Failure | None:
+    failures = (holding.failure for holding in outcome.holdings if holding.target)
+    return next((failure for failure in failures if failure is not None), None)
+
+
+def mirror_json(outcome: Outcome, holding: Holding) -> dict[str, Any]:
+    """Return what one mirror holds of an image; `bytes` is null where it is not known."""
+    reference = outcome.step.want.reference
+    selector = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
+    size = None
+    if holding.state == "fresh" and set(outcome.sizes) >= holding.present:
+        size = sum(outcome.sizes[digest] for digest in holding.present)
+    return {
+        "name": holding.repository + selector,
+        "digest": holding.digest,
+        "state": holding.state,
+        "bytes": size,
+        "error": str(holding.failure) if holding.failure else None,
+    }
+
+
+def platforms_of(outcome: Outcome) -> list[str]:
+    """Return the platforms that the image has on a mirror, or those wanted while unknown."""
+    want, content = outcome.step.want, outcome.content
+    if content is not None and content.is_index:
+        return _named(content)
+    return [ALL] if want.platforms == ALL else [str(platform) for platform in want.platforms]
+
+
+def _named(index: Manifest) -> list[str]:
+    return list(dict.fromkeys(str(child.platform) for child in index.children if child.platform))
+
+
+_COUNTED: Final = {
+    "copy": "copied",
+    "tag": "tagged",
+    "fresh": "fresh",
+    "defer": "deferred",
+    "skip": "skipped",
+    "fail": "failed",
+}
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return the sums of a report."""
+    sums = dict.fromkeys((*_COUNTED.values(), "pulls", "gets", "bytes"), 0)
+    for outcome in outcomes:
+        sums[_COUNTED[action(outcome.step)]] += 1
+        sums["pulls"] += outcome.pulls or 0
+        sums["gets"] += outcome.gets or 0
+        sums["bytes"] += outcome.moved
+    return sums
+
+
+def sentence(report: Report) -> str:
+    """Return the run in one line for people."""
+    sums = summary(report.outcomes)
+    parts = [f"{sums[name]} {name}" for name in _COUNTED.values() if sums[name]]
+    head = f"{len(report.outcomes)} images: {', '.join(parts) or 'nothing to do'}"
+    pulls = f"{sums['pulls']} {'pull' if sums['pulls'] == 1 else 'pulls'}"
+    waits = [
+        outcome.step.until
+        for outcome in report.outcomes
+        if isinstance(outcome.step, Defer) and outcome.step.until is not None
+    ]
+    if report.dry_run:
+        tail = f"would spend at most {pulls}; nothing was copied (dry run)"
+    else:
+        seconds = report.finished - report.started
+        tail = f"{pulls} spent, {size_words(sums['bytes'])} moved in {seconds:.1f} s"
+    next_go = f"; next possible {when(min(waits))}" if waits else ""
+    return f"{head}; {tail}{next_go}"
+
+
+def iso(at: float | None) -> str | None:
+    """Return a time in UTC, ISO 8601 with `Z`."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def when(at: float) -> str:
+    """Return a time for people, in UTC as everywhere else."""
+    return datetime.fromtimestamp(at, UTC).strftime("%a %d %b %H:%M UTC")
+
+
+def size_words(size: float) -> str:
+    """Return a size for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

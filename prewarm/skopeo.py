@@ -1,0 +1,282 @@
+"""skopeo, the program that copies: its command line (pure), its run, the meaning of its failures.
+
+skopeo reads each image from our own gate on loopback (`gate`), so it holds no credentials of an
+upstream and sends no manifest request to one, whatever it retries.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prewarm.errors import PrewarmError
+
+OLDEST: Final = (1, 9)
+"""Debian 12's; `--preserve-digests` and pushing by digest are as tested from here on."""
+
+_GRACE = 5.0
+_KEPT_STDERR = 1 << 20
+_PASSED_ON: Final = frozenset(
+    name
+    for base in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    for name in (base, base.lower())
+) | {"PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "LANG", "TZ"}
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A push mirror as skopeo is told of it."""
+
+    host: str
+    """host[:port] and perhaps a path."""
+    plain: bool
+    """Plain HTTP: skopeo then does without TLS; otherwise it is verified."""
+    certs: Path | None
+    """A folder that holds `ca.crt`."""
+    authfile: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run of skopeo ended."""
+
+    returncode: int
+    stderr: str
+    stopped: bool = False
+    """We ended it: a stop was asked for."""
+
+
+def copy_command(
+    program: str,
+    source: str,
+    destination: Destination,
+    repository: str,
+    digest: str,
+    timeout: float,
+) -> tuple[str, ...]:
+    """Return the command that copies one manifest with its blobs, by digest, under no tag.
+
+    `source` is the repository on the gate. `--debug` is what tells which uploads were left open;
+    signatures are neither read nor written, since the mirror has nowhere to keep them.
+    """
+    return (
+        program,
+        "--debug",
+        "--insecure-policy",
+        f"--command-timeout={max(1, round(timeout))}s",
+        "copy",
+        "--preserve-digests",
+        "--remove-signatures",
+        "--src-tls-verify=false",
+        "--src-no-creds",
+        f"--dest-authfile={destination.authfile}",
+        f"--dest-tls-verify={'false' if destination.plain else 'true'}",
+        *((f"--dest-cert-dir={destination.certs}",) if destination.certs else ()),
+        f"docker://{source}@{digest}",
+        f"docker://{destination.host}/{repository}@{digest}",
+    )
+
+
+def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dict[str, str]:
+    """Return the environment of skopeo: proxies and CAs, a private home, nothing else of ours."""
+    kept = {name: value for name, value in environ.items() if name in _PASSED_ON}
+    return {
+        **kept,
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home),
+        "XDG_DATA_HOME": str(data),
+        "TMPDIR": str(home),
+    }
+
+
+def find(environ: Mapping[str, str]) -> str:
+    """Return the path of a skopeo that is new enough, or raise with what to install."""
+    program = shutil.which("skopeo", path=environ.get("PATH"))
+    cure = "install skopeo 1.9 or newer (Debian 12: apt install skopeo)"
+    if program is None:
+        raise PrewarmError("skopeo-missing", "skopeo is not on PATH", cure)
+    try:
+        told = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PrewarmError("skopeo-missing", f"{program} does not start", cure) from error
+    version = re.search(r"version v?(\d+)\.(\d+)", told)
+    if version is None:
+        raise PrewarmError("skopeo-missing", f"{program} does not tell its version", cure)
+    if (int(version[1]), int(version[2])) < OLDEST:
+        raise PrewarmError(
+            "skopeo-old", f"{program} is version {version[1]}.{version[2]}, which is too old", cure
+        )
+    return program
+
+
+def run(
+    command: tuple[str, ...], environment: Mapping[str, str], timeout: float, stop: threading.Event
+) -> Result:
+    """Run skopeo to its end, its timeout or until `stop` is set, in a process group of its own."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    lines = bytearray()
+    reader = threading.Thread(target=_collect, args=(process.stderr, lines), daemon=True)
+    reader.start()
+    waited = 0.0
+    stopped = False
+    # skopeo has its own timeout; ours is the second line, should it not keep to that.
+    while process.poll() is None:
+        try:
+            process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            waited += 0.2
+            stopped = stop.is_set()
+            if stopped or waited > timeout + 30:
+                _end(process)
+    reader.join(_GRACE)
+    process.stderr.close()
+    return Result(process.returncode, lines.decode(errors="replace"), stopped)
+
+
+def _collect(pipe: object, lines: bytearray) -> None:
+    """Read the child's stderr as it comes, so that a full pipe never stops it; keep its end."""
+    read = getattr(pipe, "read1", None)
+    assert read is not None
+    try:
+        while chunk := read(65536):
+            lines += chunk
+            if len(lines) > _KEPT_STDERR:
+                del lines[: len(lines) - _KEPT_STDERR // 2]
+    except ValueError:
+        pass
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(_GRACE)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+_CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
+    # What the last lines of stderr hold, the code, the cause, the cure. The texts are those of
+    # skopeo 1.9.3 to 1.18, seen against registry 2.8. The source is our gate: what goes wrong
+    # there is known better than skopeo can tell, so these speak of the mirror.
+    (
+        r"no space left|status: 500|invalid status code from registry 500|\"Err\":28",
+        "mirror-full",
+        "the mirror answered 500 to an upload, as it does when its disk is full",
+        "free space on the mirror (prewarm prune, then garbage-collect) or look at its log",
+    ),
+    (
+        r"\b405\b|unsupported|[Mm]ethod not allowed",
+        "mirror-read-only",
+        "the mirror takes no uploads",
+        "end its read-only maintenance, or set mode: pull-through if it is a proxy",
+    ),
+    (
+        r"unauthorized|authentication required|\b401\b",
+        "mirror-unauthorized",
+        "the mirror refused the credentials",
+        "write the mirror's credentials to the authfile (skopeo login --authfile)",
+    ),
+    (
+        r"denied|\b403\b",
+        "mirror-denied",
+        "the mirror does not let this account write",
+        "give the account the right to push",
+    ),
+    (
+        r"x509|certificate",
+        "mirror-tls",
+        "the mirror's certificate is not trusted",
+        "set ca: of the mirror in images.yml",
+    ),
+    (
+        r"server gave HTTP response to HTTPS client",
+        "mirror-tls",
+        "the mirror speaks plain HTTP",
+        "write its url with http://, or give it a certificate",
+    ),
+    (
+        r"connection refused|no such host|network is unreachable|no route to host",
+        "mirror-unreachable",
+        "the mirror cannot be reached",
+        "start the mirror, or look at the network",
+    ),
+    (
+        r"context deadline exceeded|i/o timeout",
+        "timeout",
+        "the copy took longer than its timeout",
+        "look at the network between upstream, this host and the mirror",
+    ),
+    (
+        r"[Dd]igest did not match|does not match provided manifest digest",
+        "bad-digest",
+        "the bytes that upstream sent are not those of the digest",
+        "run again; if it stays so, the image is broken upstream",
+    ),
+    (
+        r"status: 50\d|invalid status code from registry 50\d",
+        "mirror-server-error",
+        "the mirror or the upstream answered with a server error",
+        "look at the mirror's log",
+    ),
+    (r"EOF|reset by peer|broken pipe", "reset", "a connection broke", "run again"),
+)
+
+
+def last_words(stderr: str) -> str:
+    """Return skopeo's own last message: the `msg` of its fatal line, else its last line."""
+    fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', stderr)
+    lines = [line for line in stderr.splitlines() if line.strip() and "level=debug" not in line]
+    words: str = fatal[-1] if fatal else (lines[-1] if lines else "")
+    # Signed query strings have no place in a report.
+    return re.sub(r"\?[^\s\"\\]*", "?…", words.replace('\\"', '"'))[:500]
+
+
+def failure(stderr: str, where: str) -> PrewarmError:
+    """Return what a failed copy to `where` means."""
+    words = last_words(stderr)
+    for pattern, code, cause, cure in _CAUSES:
+        if re.search(pattern, words):
+            return PrewarmError(code, f"{where}: {cause} (skopeo: {words})", cure)
+    return PrewarmError(
+        "copy", f"{where}: skopeo failed: {words or 'without a word'}", "run again with -v"
+    )
+
+
+def open_uploads(stderr: str) -> tuple[str, ...]:
+    """Return the URLs of uploads that skopeo began and did not finish, from its debug lines.
+
+    An upload is finished by a PUT to its URL. Left open, its bytes keep the mirror's disk full
+    until the mirror purges them, a week later by default.
+    """
+    last: dict[str, str] = {}
+    finished: set[str] = set()
+    for method, url in re.findall(
+        r'msg="(PATCH|PUT) (https?://[^\s"\\]+/blobs/uploads/[^\s"\\]+)', stderr
+    ):
+        upload = url.partition("?")[0]
+        last[upload] = url
+        if method == "PUT":
+            finished.add(upload)
+    return tuple(url for upload, url in last.items() if upload not in finished)

@@ -1,0 +1,260 @@
+"""The state's place and owner, and the locks that keep two syncs apart.
+
+Locks die with the process that holds them, however it ends: nothing has to be cleaned up.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import pwd
+import shlex
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from prewarm.budget import Moment
+from prewarm.errors import AlreadyRunningError, UsageError
+
+FILE: Final = "prewarm.db"
+_SYSTEM_CONFIG: Final = Path("/etc/prewarm/images.yml")
+_SYSTEM_STATE: Final = Path("/var/lib/prewarm")
+_POLL_SECONDS: Final = 0.2
+
+
+def state_path(
+    written: str | None, config: Path | None, environ: Mapping[str, str], home: Path
+) -> Path:
+    """Return where the SQLite state lies (contract, 2): as written, else by the rules.
+
+    The rules: $STATE_DIRECTORY (systemd may list several, the first counts), /var/lib/prewarm for
+    the system's configuration, the XDG state folder. UsageError for a URL: there is SQLite only.
+    """
+    if written is not None:
+        if "://" in written:
+            scheme = written.partition("://")[0]
+            raise UsageError(
+                "state",
+                f"state: {scheme}:// is not yet supported by this version",
+                "write the path of a file, such as /var/lib/prewarm/prewarm.db",
+            )
+        return Path(written)
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given) / FILE
+    if config == _SYSTEM_CONFIG:
+        return _SYSTEM_STATE / FILE
+    xdg = environ.get("XDG_STATE_HOME", "")
+    folder = Path(xdg) if xdg.startswith("/") else home / ".local" / "state"
+    return folder / "prewarm" / FILE
+
+
+def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
+    """Raise UsageError with the command to type where the state belongs to another user.
+
+    `user` is the effective user's id. Before the state exists its folder tells, for root alone:
+    root may write anywhere, and its files would then lock the service's user out. A link to a
+    state is followed: what counts is whose file it is.
+    """
+    owner = _owner(path)
+    if owner is None and user == 0:
+        owner = _owner(path.parent)
+    if owner is None or owner == user:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    command = shlex.join(["sudo", *(["-u", name] if owner else [])])
+    raise UsageError(
+        "state-owner",
+        f"state {path} belongs to {name}",
+        f"run: {command} {' '.join(word if word == '…' else shlex.quote(word) for word in argv)}",
+    )
+
+
+def prepare(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
+    """Make the place of the state ready: folder 0700 and file 0600 if missing, owner checked.
+
+    UsageError where it belongs to another user or cannot be written.
+    """
+    check_owner(path, user, argv)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        "state",
+        f"state {path} cannot be written: {error.strerror}",
+        "write state: with a path that you may write to in images.yml, or run as the owner of "
+        f"{path.parent}",
+    )
+
+
+class Lock(Protocol):
+    """Something that one process holds at a time."""
+
+    def try_acquire(self, since: float) -> bool:
+        """Take it if it is free; `since` (epoch seconds) is told to whoever finds it held."""
+
+    def release(self) -> None:
+        """Give it back; nothing if it is not held."""
+
+    def holder(self) -> str:
+        """Name what is held and, where known, by which process and since when."""
+
+
+class StateLock:
+    """The lock of a SQLite state: flock on `<state>.lock`, which names its holder.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._path = state.with_name(state.name + ".lock")
+        self._descriptor: int | None = None
+
+    def try_acquire(self, since: float) -> bool:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self._path, flags, 0o600)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {since:.0f}\n".encode(), 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError as error:
+            os.close(descriptor)
+            raise _unwritable(self._path, error) from error
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def holder(self) -> str:
+        try:
+            pid, since = (int(word) for word in self._path.read_text("ascii")[:64].split())
+            when = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        except (OSError, ValueError, OverflowError):
+            return f"state {self._state} is held by another prewarm"
+        return f"state {self._state} is held by another prewarm, process {pid} since {when}"
+
+
+class MirrorLock:
+    """The lock of a mirror, for the whole host whatever the state: a bound abstract unix socket.
+
+    It has no file, so that users who share nothing but the mirror exclude each other; it is seen
+    within one network namespace.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        name = hashlib.sha256(canonical(url).encode()).hexdigest()
+        self._address = f"\0prewarm:{name}"
+        self._socket: socket.socket | None = None
+
+    def try_acquire(self, since: float) -> bool:  # noqa: ARG002 - a socket cannot tell it
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            bound.bind(self._address)
+            bound.listen()
+        except OSError as error:
+            bound.close()
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+        self._socket = bound
+        return True
+
+    def release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def holder(self) -> str:
+        text = f"mirror {self._url} is held by another prewarm"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.setblocking(False)
+            try:
+                asking.connect(self._address)
+                size = struct.calcsize("3i")
+                peer = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            except OSError:
+                return text
+        pid = int(struct.unpack("3i", peer)[0])
+        return f"{text}, process {pid}" if pid else text
+
+
+def canonical(url: str) -> str:
+    """Return a mirror's URL in the one spelling that its lock is named after."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}{parts.path.rstrip('/')}"
+
+
+def locks_for(state: Path | None, mirrors: Iterable[str]) -> tuple[Lock, ...]:
+    """Return the locks of a sync: its state's, where that is a file, and each mirror's once."""
+    urls = {canonical(url): url for url in mirrors}
+    own: tuple[Lock, ...] = (StateLock(state),) if state is not None else ()
+    return (*own, *(MirrorLock(urls[name]) for name in sorted(urls)))
+
+
+@contextmanager
+def exclusive(locks: Iterable[Lock], now: Moment, wait: float = 0.0) -> Iterator[None]:
+    """Hold all of the locks, or none: waiting for one while holding another could never end.
+
+    Waits up to `wait` seconds; then AlreadyRunningError (exit 75) names the holder.
+    """
+    wanted = tuple(locks)
+    started = time.monotonic()
+    while True:
+        waited = time.monotonic() - started
+        with ExitStack() as held:
+            busy = _acquire(wanted, now.wall + waited, held)
+            if busy is None:
+                yield
+                return
+        left = wait - waited
+        if left <= 0:
+            raise AlreadyRunningError(
+                "already-running", busy.holder(), "wait for it with --wait, or run again later"
+            )
+        time.sleep(min(_POLL_SECONDS, left))
+
+
+def _acquire(wanted: tuple[Lock, ...], since: float, held: ExitStack) -> Lock | None:
+    """Take each lock; the first that is not free, if any, is returned."""
+    for lock in wanted:
+        if not lock.try_acquire(since):
+            return lock
+        held.callback(lock.release)
+    return None

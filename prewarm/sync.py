@@ -1,0 +1,353 @@
+"""The main job: look, plan, copy, record, report. The only place that puts the parts in order."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from prewarm.budget import Moment, Window, window_for, window_problem
+from prewarm.clock import Clock
+from prewarm.copying import Carrier, Outcome, Progress, Tools
+from prewarm.demand import Want, chosen, patterns, wants
+from prewarm.edges import Edges
+from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
+from prewarm.gate import Gate
+from prewarm.ledger import Ledger
+from prewarm.observe import MirrorSite, Observer, UpstreamSite
+from prewarm.plan import Copy, Plan, Quota, Seen, Tag, action, plan
+from prewarm.reference import InvalidReference, Reference, parse
+from prewarm.report import Report, planned, problems_of, to_json
+from prewarm.settings import Newest, Pin, Settings
+from prewarm.tags import newest
+
+PROBE_REPOSITORY = "prewarm/probe"
+"""Where an upload is begun and cancelled to see that a mirror takes writes; it never shows."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command that looks at registries works with."""
+
+    settings: Settings
+    edges: Edges
+    ledger: Ledger
+    clock: Clock
+    use_reserve: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the run is to end: nothing new is begun then."""
+
+    @property
+    def observer(self) -> Observer:
+        return Observer(self.edges.upstreams, self.edges.mirrors, self.ledger, self.clock)
+
+    def window(self, upstream: UpstreamSite) -> tuple[Window, str]:
+        """Return the window of an upstream as it is known now, and where it comes from."""
+        return window_for(
+            upstream.settings.name,
+            upstream.settings.budget,
+            upstream.limit,
+            reachable=upstream.answered,
+            use_reserve=self.use_reserve,
+        )
+
+    def quota(self, upstream: UpstreamSite) -> Quota:
+        """Return what an upstream still gives."""
+        window, source = self.window(upstream)
+        now = self.clock()
+        spends = self.ledger.spends(
+            upstream.settings.name, upstream.account_name, now, window.seconds
+        )
+        return Quota(
+            upstream.account_name, window, source, spends, upstream.limit, closed=upstream.closed
+        )
+
+    def quotas(self) -> dict[str, Quota]:
+        return {name: self.quota(upstream) for name, upstream in self.edges.upstreams.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is wanted and what was seen of it, in the order of the demand."""
+
+    images: tuple[tuple[Want, Seen], ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def named(text: str) -> Reference:
+    """Return the image that a person named; UsageError where the text names none."""
+    try:
+        reference = parse(text)
+        _ = reference.mirror_repository
+    except InvalidReference as error:
+        raise UsageError("reference", f"{error.text!r} {error.problem}", error.cure) from error
+    return reference
+
+
+def named_pins(settings: Settings, images: Sequence[str]) -> tuple[Pin, ...]:
+    """Return pins for the images that a person named; UsageError for one that cannot be."""
+    known = {upstream.name for upstream in settings.registries}
+    pins = []
+    for reference in map(named, images):
+        if reference.registry not in known:
+            raise UsageError(
+                "registry",
+                f"{reference}: registry {reference.registry} is not listed",
+                f"add {reference.registry}: {{}} under registries: in images.yml",
+            )
+        pins.append(Pin(reference))
+    return tuple(pins)
+
+
+def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
+    """Look at every wanted image, or at those asked for; HEADs and tag lists only."""
+    probe(session.edges.mirrors)
+    settings, upstreams = session.settings, session.edges.upstreams
+    pins: Sequence[Pin] = settings.pins
+    if asked:
+        names = {pin.reference.name for pin in asked}
+        pins = [pin for pin in pins if pin.reference.name in names]
+    tags, problems = list_tags(pins, upstreams, session.settings.limits.checks)
+    demand = wants(settings, pins, tags)
+    if asked:
+        demand = chosen(demand, asked, settings)
+    return Survey(tuple(zip(demand, look(session, demand), strict=True)), problems)
+
+
+def probe(mirrors: Iterable[MirrorSite]) -> None:
+    """Begin and cancel an upload at each push mirror, before it is asked for any manifest.
+
+    A proxy that is declared as a push mirror would spend pulls on a HEAD; a mirror that takes no
+    writes is known before a pull is spent for it.
+    """
+    targets = [site for site in mirrors if site.target]
+    for site in mirrors:
+        if site.settings.mode != "push":
+            site.failure = Failure(
+                "mirror-mode",
+                f"{site.url}: mode: pull-through is not supported by this version",
+                "take the mirror out, or use a registry without proxy: as a push mirror",
+            )
+    if not targets:
+        return
+
+    def begin(site: MirrorSite) -> None:
+        if site.failure is not None:
+            return
+        try:
+            site.registry.probe_upload(PROBE_REPOSITORY)
+        except RegistryError as error:
+            site.failure = error.failure
+
+    with ThreadPoolExecutor(len(targets), "probe") as pool:
+        list(pool.map(begin, targets))
+
+
+def list_tags(
+    pins: Sequence[Pin], upstreams: Mapping[str, UpstreamSite], checks: int
+) -> tuple[dict[Pin, tuple[str, ...]], tuple[Problem, ...]]:
+    """Return the tags that each pin with a pattern means; a repository is asked once."""
+
+    def ask(reference: Reference) -> tuple[str, ...] | RegistryError:
+        try:
+            return upstreams[reference.registry].registry.tags(reference.repository)
+        except RegistryError as error:
+            return error
+
+    repositories = patterns(pins)
+    if not repositories:
+        return {}, ()
+    with ThreadPoolExecutor(min(checks, len(repositories)), "tags") as pool:
+        listed = dict(zip(repositories, pool.map(ask, repositories), strict=True))
+    tags: dict[Pin, tuple[str, ...]] = {}
+    problems = []
+    for pin in pins:
+        if not isinstance(pin.tags, Newest):
+            continue
+        found = listed[pin.reference]
+        if isinstance(found, RegistryError):
+            problems.append(Problem("error", found.code, pin.where, found.text, found.cure))
+            continue
+        tags[pin] = newest(found, pin.tags)
+        if not tags[pin]:
+            rule = pin.tags.match or pin.tags.semver
+            text = f"{pin.reference.name}: none of its {len(found)} tags is meant by {rule}"
+            problems.append(Problem("error", "no-tag", pin.where, text, "correct the pattern"))
+    return tags, tuple(problems)
+
+
+def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
+    """Look at every image, up to `limits.checks` at once per registry; in the demand's order."""
+    observer = session.observer
+
+    def see(want: Want) -> Seen:
+        if session.stop.is_set():
+            return Seen(failure=Failure("interrupted", "the run was ended", "run it again"))
+        return observer.see(want)
+
+    by_registry: dict[str, list[Want]] = {}
+    for want in demand:
+        by_registry.setdefault(want.reference.registry, []).append(want)
+    with ExitStack() as stack:
+        futures = {}
+        for registry, images in by_registry.items():
+            client = session.edges.upstreams[registry].registry
+            workers = min(session.settings.limits.checks, len(images))
+            pool = stack.enter_context(ThreadPoolExecutor(workers, f"check-{registry}"))
+            client.authorize(dict.fromkeys(want.reference.repository for want in images))
+            for want in images:
+                futures[want.reference] = pool.submit(see, want)
+        return [futures[want.reference].result() for want in demand]
+
+
+def make_plan(session: Session, images: Iterable[tuple[Want, Seen]]) -> Plan:
+    """Plan from what was seen and what the ledger holds now."""
+    settings = session.settings
+    now = session.clock().wall
+    return plan(images, session.quotas(), settings.limits, settings.skip, now)
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a run needs beyond looking."""
+
+    tools: Tools | PrewarmError
+    progress: Progress
+    stop: threading.Event
+
+
+def dry_run(session: Session, asked: Sequence[Pin]) -> Report:
+    """Return the plan as a report: no pull is spent, nothing is written to a mirror."""
+    started = session.clock().wall
+    seen = survey(session, asked)
+    outcomes = planned(make_plan(session, seen.images))
+    return report_of(session, "dry-run", started, outcomes, seen, is_dry=True)
+
+
+def sync(session: Session, asked: Sequence[Pin], doing: Doing) -> Report:
+    """Do the main job once, and record it; the caller holds the locks."""
+    started = session.clock()
+    deadline = time.monotonic() + session.settings.limits.run_time
+    session.ledger.recover(started)
+    run = session.ledger.start_run(started)
+    seen = survey(session, asked)
+    outcomes = carry_out(session, seen.images, run, deadline, doing)
+    report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
+    record(session, report, whole=not asked)
+    return report
+
+
+def carry_out(
+    session: Session,
+    images: Sequence[tuple[Want, Seen]],
+    run: str,
+    deadline: float,
+    doing: Doing,
+) -> tuple[Outcome, ...]:
+    """Plan and copy, and plan again with what was learned, until nothing more can be done now.
+
+    Costs are upper bounds until an index is read, so the budget may reach further than the first
+    plan could promise. Each image is tried once.
+    """
+    done: dict[Reference, Outcome] = {}
+    with Gate() as gate:
+        carrier = Carrier(
+            run,
+            session.observer,
+            session.ledger,
+            gate,
+            doing.tools,
+            lambda upstream: session.window(upstream)[0],
+            session.settings.limits,
+            doing.progress,
+            doing.stop,
+            deadline,
+        )
+        while True:
+            waiting = [(want, seen) for want, seen in images if want.reference not in done]
+            current = make_plan(session, waiting)
+            acted = [step for step in current.steps if isinstance(step, Copy | Tag)]
+            if not acted:
+                break
+            for outcome in carrier.carry_out(current):
+                done[outcome.step.want.reference] = outcome
+    rest = {outcome.step.want.reference: outcome for outcome in planned(current)}
+    return tuple(
+        done[want.reference] if want.reference in done else rest[want.reference]
+        for want, _ in images
+    )
+
+
+def report_of(
+    session: Session,
+    run: str,
+    started: float,
+    outcomes: tuple[Outcome, ...],
+    seen: Survey,
+    *,
+    is_dry: bool,
+) -> Report:
+    """Return what a run did, or would do, with everything that a person should know of it."""
+    quotas = session.quotas()
+    used = {outcome.step.want.reference.registry for outcome in outcomes}
+    problems = [*session.settings.problems, *session.edges.problems, *seen.problems]
+    for site in session.edges.mirrors:
+        if site.failure is not None:
+            failure = site.failure
+            problems.append(Problem("error", failure.code, site.url, failure.text, failure.cure))
+    for name, upstream in session.edges.upstreams.items():
+        problem = window_problem(name, upstream.settings.budget, upstream.limit)
+        if problem is not None:
+            problems.append(problem)
+        if upstream.closed is not None:
+            closed = upstream.closed
+            problems.append(Problem("warning", closed.code, name, closed.text, closed.cure))
+    problems += problems_of(outcomes)
+    return Report(
+        run,
+        is_dry,
+        started,
+        session.clock().wall,
+        {name: quota for name, quota in quotas.items() if name in used or quota.spends},
+        outcomes,
+        tuple(dict.fromkeys(problems)),
+    )
+
+
+def record(session: Session, report: Report, *, whole: bool) -> None:
+    """Write to the state what `status` and `explain` tell later without a network.
+
+    After a `whole` run, one of all that is wanted, images that are no longer wanted are forgotten.
+    """
+    now = session.clock()
+    ledger = session.ledger
+    for outcome in report.outcomes:
+        _record_image(ledger, report.run, outcome, now)
+    if whole:
+        ledger.forget_states(report.started)
+    ledger.finish_run(report.run, report.exit_code, json.dumps(to_json(report)), now)
+
+
+def _record_image(ledger: Ledger, run: str, outcome: Outcome, now: Moment) -> None:
+    step = outcome.step
+    reference, descriptor = step.want.reference, step.seen.descriptor
+    if descriptor is not None and reference.tag is not None and reference.digest is None:
+        ledger.note_tag(reference.registry, reference.repository, reference.tag, descriptor, now)
+    ledger.note_copy(
+        run,
+        str(reference),
+        action(step),
+        step.code,
+        outcome.pulls or 0,
+        outcome.gets or 0,
+        outcome.moved,
+        outcome.seconds,
+        now,
+    )
+    for holding in outcome.holdings:
+        if holding.target:
+            ledger.note_state(str(reference), holding.mirror, holding.state, holding.digest, now)

@@ -1,0 +1,180 @@
+"""Verifying: is every tag that prewarm wrote whole on its mirror, down to the blobs?
+
+Mirrors alone are asked. Repairing is a sync of what is broken, within the budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prewarm.demand import Want
+from prewarm.errors import Problem, RegistryError, UsageError
+from prewarm.ledger import Written
+from prewarm.manifest import ManifestError
+from prewarm.observe import MirrorSite, required_of
+from prewarm.plan import Holding, Seen
+from prewarm.reference import parse
+from prewarm.report import Report, to_json
+from prewarm.settings import Pin
+from prewarm.sync import (
+    Doing,
+    Session,
+    Survey,
+    carry_out,
+    named_pins,
+    probe,
+    record,
+    report_of,
+    survey,
+)
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A tag on a mirror that is not whole."""
+
+    image: str
+    mirror: str
+    text: str
+    """What is wrong with it."""
+    manifests: frozenset[str]
+    """The single manifests that must be copied again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found, and what repairing it did."""
+
+    checked: int
+    broken: tuple[Broken, ...]
+    problems: tuple[Problem, ...]
+    repair: Report | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 where all is whole now; 1 else."""
+        repaired = self.repair is not None and all(
+            holding.state == "fresh"
+            for outcome in self.repair.outcomes
+            for holding in outcome.holdings
+            if holding.target
+        )
+        return int(bool(self.problems) or (bool(self.broken) and not repaired))
+
+    def document(self) -> dict[str, Any]:
+        """Return the document of `verify --json`."""
+        return {
+            "version": 1,
+            "checked": self.checked,
+            "broken": [
+                {"image": one.image, "mirror": one.mirror, "problem": one.text}
+                for one in self.broken
+            ],
+            "problems": [
+                {"severity": p.severity, "code": p.code, "where": p.where}
+                | {"problem": p.problem, "cure": p.cure}
+                for p in self.problems
+            ],
+            "repair": to_json(self.repair) if self.repair else None,
+        }
+
+
+def verify(session: Session) -> Verification:
+    """Check everything that the state says was written to a mirror that is still configured."""
+    probe(session.edges.mirrors)
+    sites = {site.url: site for site in session.edges.mirrors if site.target}
+    written = [one for one in session.ledger.written() if one.mirror in sites]
+    with ThreadPoolExecutor(_AT_ONCE, "verify") as pool:
+        found = list(pool.map(lambda one: _check(session, sites[one.mirror], one), written))
+    problems = tuple(
+        Problem("error", site.failure.code, site.url, site.failure.text, site.failure.cure)
+        for site in sites.values()
+        if site.failure is not None
+    )
+    return Verification(len(written), tuple(one for one in found if one is not None), problems)
+
+
+def _check(session: Session, site: MirrorSite, written: Written) -> Broken | None:
+    """Check one tag; None where it is whole, or where its mirror cannot be asked at all."""
+    observer = session.observer
+    if site.failure is not None:
+        return None
+    selector = written.tag or written.digest
+    try:
+        head = site.registry.head(written.repository, selector)
+        if head.descriptor.digest != written.digest:
+            return _broken(written, f"holds {head.descriptor.digest}, which prewarm did not write")
+        content = observer.fetch(site, written.repository, written.digest)
+        required = required_of(content, content.descriptor)
+        there = observer.present(site, written.repository, required, None)
+        missing = {digest: "the manifest" for digest in required if digest not in there}
+        for digest in there:
+            manifest = observer.fetch(site, written.repository, digest)
+            for blob in manifest.blobs:
+                if site.registry.blob_size(written.repository, blob.digest) is None:
+                    missing[digest] = f"blob {blob.digest} of manifest"
+    except ManifestError as error:
+        return _broken(written, str(error))
+    except RegistryError as error:
+        if error.code == "not-found":
+            return _broken(written, "is gone")
+        observer.note_failure(site, error)
+        return None if error.code.startswith("mirror-") else _broken(written, error.text)
+    if not missing:
+        return None
+    text = "; ".join(f"{what} {digest} is gone" for digest, what in missing.items())
+    return _broken(written, text, frozenset(missing))
+
+
+def _broken(written: Written, text: str, manifests: frozenset[str] = frozenset()) -> Broken:
+    return Broken(written.image, written.mirror, text, manifests)
+
+
+def mend(session: Session, found: Verification, doing: Doing) -> Verification:
+    """Copy what is broken again; the caller holds the locks."""
+    if not found.broken:
+        return found
+    started = session.clock()
+    deadline = time.monotonic() + session.settings.limits.run_time
+    session.ledger.recover(started)
+    run = session.ledger.start_run(started)
+    pins, problems = _pins(session, found.broken)
+    seen = survey(session, pins) if pins else Survey(())
+    images = [(want, _without(look, want, found.broken)) for want, look in seen.images]
+    outcomes = carry_out(session, images, run, deadline, doing)
+    report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
+    record(session, report, whole=False)
+    return replace(found, repair=report, problems=(*found.problems, *problems))
+
+
+def _pins(
+    session: Session, broken: Sequence[Broken]
+) -> tuple[tuple[Pin, ...], tuple[Problem, ...]]:
+    """Pins for what is broken; a problem for what images.yml no longer allows."""
+    pins: list[Pin] = []
+    problems = []
+    for image in dict.fromkeys(one.image for one in broken):
+        try:
+            pins += named_pins(session.settings, (image,))
+        except UsageError as error:
+            problems.append(Problem("error", error.code, image, error.text, error.cure))
+    return tuple(pins), tuple(problems)
+
+
+def _without(seen: Seen, want: Want, broken: Sequence[Broken]) -> Seen:
+    """What was seen, less the manifests that must be copied again."""
+    lost = {one.mirror: one for one in broken if parse(one.image) == want.reference}
+
+    def less(holding: Holding) -> Holding:
+        one = lost.get(holding.mirror)
+        if one is None or holding.failure is not None:
+            return holding
+        return replace(holding, state="missing", present=holding.present - one.manifests)
+
+    return replace(seen, holdings=tuple(less(holding) for holding in seen.holdings))

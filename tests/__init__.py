@@ -1,0 +1,1 @@
+"""The tests of prewarm, and the stand-ins that they run against."""

@@ -1,0 +1,769 @@
+"""The ledger on real SQLite files: the budget holds whatever happens, and memory is kept."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from prewarm import ledger as ledger_module
+from prewarm.budget import Moment, Spend, Window
+from prewarm.errors import PrewarmError, UsageError
+from prewarm.ledger import (
+    MIGRATIONS,
+    STEP_SECONDS,
+    Copied,
+    Known,
+    Ledger,
+    Refusal,
+    Reservation,
+    Run,
+    Written,
+)
+from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
+
+HOUR = 3600
+TEN = Window(12, 6 * HOUR, 2)
+
+
+def at(seconds: float, boot_id: str = "boot") -> Moment:
+    return Moment(1_700_000_000.0 + seconds, boot_id, 100.0 + seconds)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "prewarm.db") as opened:
+        yield opened
+
+
+def reserve(
+    ledger: Ledger,
+    pulls: int,
+    now: Moment,
+    *,
+    gets: int | None = None,
+    window: Window = TEN,
+    reported: tuple[int, Moment] | None = None,
+    registry: str = "docker.io",
+    account: str = "acme",
+) -> Reservation | Refusal:
+    gets = pulls if gets is None else gets
+    return ledger.reserve(
+        "run", registry, account, "library/x", "sha256:0", pulls, gets, window, now, reported
+    )
+
+
+def reserved(ledger: Ledger, pulls: int, now: Moment, **more: Any) -> Reservation:
+    reservation = reserve(ledger, pulls, now, **more)
+    assert isinstance(reservation, Reservation)
+    return reservation
+
+
+def spends(ledger: Ledger, now: Moment) -> tuple[Spend, ...]:
+    return ledger.spends("docker.io", "acme", now, 6 * HOUR)
+
+
+# The own budget
+
+
+def test_reserve_up_to_the_capacity_is_granted_and_no_further(ledger: Ledger) -> None:
+    reserved(ledger, 7, at(0))
+    reserved(ledger, 3, at(0))
+    assert reserve(ledger, 1, at(0)) == Refusal("budget", 6 * HOUR, in_flight=True)
+
+
+def test_reserve_refused_charges_nothing(ledger: Ledger) -> None:
+    reserve(ledger, 11, at(0))
+    reserved(ledger, 10, at(0))
+
+
+def test_reserve_larger_than_any_window_has_no_time(ledger: Ledger) -> None:
+    assert reserve(ledger, 11, at(0)) == Refusal("budget", None, in_flight=False)
+
+
+def test_reserve_no_pulls_fit_into_an_overdrawn_window(ledger: Ledger) -> None:
+    reserved(ledger, 10, at(0))
+    reserved(ledger, 0, at(0), window=Window(5))
+
+
+def test_reserve_no_limit_is_granted_and_recorded(ledger: Ledger) -> None:
+    reserved(ledger, 1000, at(0), window=Window(None))
+    assert spends(ledger, at(0)) == (Spend(0.0, 1000, in_flight=True),)
+
+
+def test_reserve_registries_and_accounts_are_counted_apart(ledger: Ledger) -> None:
+    reserved(ledger, 10, at(0))
+    reserved(ledger, 10, at(0), account="192.0.2.7")
+    reserved(ledger, 10, at(0), registry="quay.io")
+    assert ledger.accounts("docker.io") == ("192.0.2.7", "acme")
+
+
+def test_reserve_age_counts_from_settlement(ledger: Ledger) -> None:
+    reservation = reserved(ledger, 10, at(0))
+    # In flight for longer than a window: its GETs may still come.
+    assert reserve(ledger, 1, at(7 * HOUR)) == Refusal("budget", 6 * HOUR, in_flight=True)
+    ledger.settle(reservation, 10, 11, "copied", at(7 * HOUR))
+    assert reserve(ledger, 1, at(13 * HOUR - 1)) == Refusal("budget", 1.0, in_flight=False)
+    reserved(ledger, 1, at(13 * HOUR))
+
+
+def test_settle_less_than_reserved_frees_the_rest(ledger: Ledger) -> None:
+    ledger.settle(reserved(ledger, 10, at(0)), 4, 5, "copied", at(1))
+    assert spends(ledger, at(2)) == (Spend(1.0, 4),)
+    reserved(ledger, 6, at(2))
+
+
+def test_release_frees_all(ledger: Ledger) -> None:
+    ledger.release(reserved(ledger, 10, at(0)), at(1))
+    assert spends(ledger, at(1)) == ()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda ledger, row: ledger.settle(row, 1, 1, "copied", at(2)),
+        lambda ledger, row: ledger.release(row, at(2)),
+        lambda ledger, row: ledger.extend(row, 2, 2, TEN, at(2)),
+    ],
+)
+def test_settle_twice_is_a_bug_that_changes_nothing(
+    ledger: Ledger, end: Callable[[Ledger, Reservation], object]
+) -> None:
+    reservation = reserved(ledger, 5, at(0))
+    ledger.settle(reservation, 3, 3, "copied", at(1))
+    with pytest.raises(LookupError):
+        end(ledger, reservation)
+    assert spends(ledger, at(1)) == (Spend(0.0, 3),)
+
+
+@pytest.mark.parametrize(
+    ("pulls", "granted", "held"),
+    [(10, True, 10), (1, True, 1), (11, Refusal("budget", None, in_flight=False), 3)],
+)
+def test_extend_own_budget_is_checked_without_itself(
+    ledger: Ledger, pulls: int, granted: object, held: int
+) -> None:
+    reservation = reserved(ledger, 3, at(0))
+    assert ledger.extend(reservation, pulls, pulls, TEN, at(1)) == granted
+    assert [spend.pulls for spend in spends(ledger, at(1))] == [held]
+
+
+def test_extend_others_in_flight_count(ledger: Ledger) -> None:
+    reservation = reserved(ledger, 1, at(0))
+    reserved(ledger, 6, at(0))
+    refused = Refusal("budget", 6 * HOUR, in_flight=True)
+    assert ledger.extend(reservation, 5, 6, TEN, at(1)) == refused
+    assert ledger.extend(reservation, 4, 5, TEN, at(1)) is True
+
+
+def test_extend_lower_is_granted_in_a_window_that_shrank(ledger: Ledger) -> None:
+    reservation = reserved(ledger, 8, at(0))
+    assert ledger.extend(reservation, 5, 5, Window(1), at(1), (0, at(1))) is True
+
+
+# What upstream reports
+
+
+@pytest.mark.parametrize(
+    ("left", "gets", "granted"), [(12, 2, False), (14, 2, False), (15, 2, True), (-3, 1, False)]
+)
+def test_reserve_reported_remaining_keeps_the_reserve(
+    ledger: Ledger, left: int, gets: int, granted: bool
+) -> None:
+    window = Window(None, 6 * HOUR, 10)
+    reserved(ledger, 1, at(0), gets=3, window=window)
+    answer = reserve(ledger, 1, at(2), gets=gets, window=window, reported=(left, at(1)))
+    assert isinstance(answer, Reservation) == granted
+    if not granted:
+        assert answer == Refusal("upstream-quota", None, in_flight=True)
+
+
+@pytest.mark.parametrize(
+    ("settled", "granted"),
+    [
+        pytest.param(4, True, id="before the HEAD was sent: it is in the report"),
+        pytest.param(5, False, id="at that moment"),
+        pytest.param(6, False, id="after: the report may not hold it"),
+    ],
+)
+def test_reserve_gets_settled_since_the_head_count(
+    ledger: Ledger, settled: float, granted: bool
+) -> None:
+    ledger.settle(reserved(ledger, 1, at(0), gets=3), 1, 3, "copied", at(settled))
+    answer = reserve(ledger, 1, at(9), gets=2, reported=(4, at(5)))
+    if granted:
+        assert isinstance(answer, Reservation)
+    else:
+        assert answer == Refusal("upstream-quota", None, in_flight=False, stale=True)
+
+
+def test_reserve_other_accounts_gets_do_not_count(ledger: Ledger) -> None:
+    reserved(ledger, 5, at(0), account="other")
+    reserved(ledger, 1, at(2), reported=(3, at(1)))
+
+
+def test_extend_reported_remaining_counts_the_whole_step(ledger: Ledger) -> None:
+    reservation = reserved(ledger, 1, at(1), gets=1, reported=(6, at(0)))
+    refused = ledger.extend(reservation, 4, 5, TEN, at(2), (6, at(0)))
+    assert refused == Refusal("upstream-quota", None, in_flight=False)
+    assert ledger.extend(reservation, 3, 4, TEN, at(2), (6, at(0))) is True
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("step", [-(10**8), 10**8])
+def test_reserve_wall_clock_stepped_within_a_boot_changes_nothing(
+    ledger: Ledger, step: float
+) -> None:
+    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    early, late = at(6 * HOUR - 1), at(6 * HOUR)
+    stepped = [Moment(moment.wall + step, "boot", moment.boot) for moment in (early, late)]
+    assert reserve(ledger, 1, stepped[0]) == Refusal("budget", 1.0, in_flight=False)
+    reserved(ledger, 1, stepped[1])
+
+
+def test_reserve_after_a_reboot_the_wall_clock_tells(ledger: Ledger) -> None:
+    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    early = Moment(at(6 * HOUR - 1).wall, "second boot", 7.0)
+    late = Moment(at(6 * HOUR).wall, "second boot", 8.0)
+    assert reserve(ledger, 1, early) == Refusal("budget", 1.0, in_flight=False)
+    reserved(ledger, 1, late)
+
+
+def test_reserve_row_from_the_future_counts_for_one_window(ledger: Ledger) -> None:
+    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    back = at(0).wall - 10**7
+    assert spends(ledger, Moment(back, "second boot", 7.0)) == (Spend(0.0, 10),)
+    assert isinstance(reserve(ledger, 1, Moment(back, "second boot", 7.0)), Refusal)
+    almost = Moment(back, "second boot", 6.0 + 6 * HOUR)
+    assert isinstance(reserve(ledger, 1, almost), Refusal)
+    reserved(ledger, 1, Moment(back, "second boot", 7.0 + 6 * HOUR))
+
+
+def test_reserve_wall_set_forward_and_then_rebooted_is_noticed(ledger: Ledger) -> None:
+    """A machine that boots with a wrong date, spends, is set right and boots again."""
+    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    forward = 10**8
+    ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
+    rebooted = Moment(at(90).wall + forward, "second boot", 5.0)
+    assert spends(ledger, rebooted) == (Spend(90.0, 10),)
+
+
+def test_reserve_late_moment_of_a_slow_thread_is_not_the_last(ledger: Ledger) -> None:
+    ledger.settle(reserved(ledger, 8, at(0)), 8, 8, "copied", at(0))
+    forward = 10**8
+    ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
+    # Read before the wall clock was set, noted after it.
+    ledger.release(reserved(ledger, 1, at(50)), at(50))
+    rebooted = Moment(at(90).wall + forward, "second boot", 5.0)
+    assert spends(ledger, rebooted) == (Spend(90.0, 8),)
+
+
+def test_recover_settles_when_a_step_must_have_ended(ledger: Ledger) -> None:
+    reserved(ledger, 3, at(0))
+    reserved(ledger, 4, at(900))
+    assert ledger.recover(at(910)) == 2
+    assert spends(ledger, at(910)) == (Spend(910.0 - STEP_SECONDS, 3), Spend(0.0, 4))
+    assert ledger.recover(at(920)) == 0
+
+
+def test_recover_extension_counts_as_the_start(ledger: Ledger) -> None:
+    reservation = reserved(ledger, 1, at(0))
+    assert ledger.extend(reservation, 2, 3, TEN, at(500)) is True
+    ledger.recover(at(1000))
+    assert spends(ledger, at(1000)) == (Spend(500.0 - STEP_SECONDS, 2),)
+
+
+def test_tidy_forgets_only_what_no_window_holds(ledger: Ledger) -> None:
+    ledger.settle(reserved(ledger, 1, at(0)), 1, 1, "copied", at(0))
+    ledger.settle(reserved(ledger, 2, at(50)), 2, 2, "copied", at(50))
+    reserved(ledger, 3, at(60))
+    old, new = ledger.start_run(at(0)), ledger.start_run(at(60))
+    ledger.note_copy(old, "x", "copy", "missing", 1, 1, 5, 0.1, at(0))
+    ledger.tidy(100, at(120))
+    assert [spend.pulls for spend in spends(ledger, at(120))] == [2, 3]
+    assert [run.id for run in ledger.runs(9)] == [new]
+    assert ledger.copies(old) == ()
+    # The wall clock set forward by years frees nothing.
+    ledger.tidy(100, Moment(at(130).wall + 10**9, "boot", at(130).boot))
+    assert [spend.pulls for spend in spends(ledger, at(130))] == [2, 3]
+
+
+WINDOW = Window(9, 300, 2)
+HUB_LIMIT, HUB_SECONDS = 8, 200
+STEP = ("run", "docker.io", "acme", "library/x", "sha256:0")
+costs = st.sampled_from([1, 3, 4, 7])
+waits = st.sampled_from([0, 60, STEP_SECONDS])
+
+
+class Budget(RuleBasedStateMachine):
+    """Any life of a state: true time passes, clocks lie, processes die, machines boot.
+
+    A spend is one pull and one GET. The model keeps true time. Steps send their GETs whenever they
+    like, no later than STEP_SECONDS after they were allowed to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "prewarm.db"
+        self.ledger = Ledger.open(self.path)
+        self.time, self.booted, self.boot = 1000, 0, 0
+        self.offset = self.noted_offset = 0
+        self.sent: list[int] = []
+        self.alive: dict[Reservation, list[int]] = {}
+        """Of each step in flight: pulls reserved, pulls spent, when it was allowed them."""
+        self.report: tuple[int, Moment] | None = None
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+    def moment(self) -> Moment:
+        wall = 1e9 + self.time + self.offset
+        return Moment(wall, f"boot {self.boot}", float(self.time - self.booted))
+
+    def now(self) -> Moment:
+        """This moment as the machine's clocks tell it, for the ledger to note."""
+        self.noted_offset = self.offset
+        return self.moment()
+
+    def sent_within(self, seconds: int) -> int:
+        return sum(1 for sent in self.sent if sent > self.time - seconds)
+
+    def any_step(self, data: st.DataObject) -> Reservation:
+        return data.draw(st.sampled_from(list(self.alive)))
+
+    @rule(seconds=st.sampled_from([1, 90, 180, 200, 299, 300]))
+    def time_passes(self, seconds: int) -> None:
+        self.time += seconds
+
+    @rule(pulls=costs, wait=waits, ends=st.sampled_from(["", "sent", "settled"]))
+    def reserve(self, pulls: int, wait: int, ends: str) -> None:
+        answer = self.ledger.reserve(*STEP, pulls, pulls, WINDOW, self.now(), self.report)
+        if isinstance(answer, Reservation):
+            self.alive[answer] = [pulls, 0, self.time]
+            self.go_on(answer, wait, ends)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), pulls=costs, wait=waits, ends=st.sampled_from(["", "sent"]))
+    def extend(self, data: st.DataObject, pulls: int, wait: int, ends: str) -> None:
+        step = self.any_step(data)
+        pulls = max(pulls, self.alive[step][1])
+        if self.ledger.extend(step, pulls, pulls, WINDOW, self.now(), self.report) is True:
+            self.alive[step] = [pulls, self.alive[step][1], self.time]
+            self.go_on(step, wait, ends)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), ends=st.sampled_from(["sent", "settled", "given up"]))
+    def finish(self, data: st.DataObject, ends: str) -> None:
+        self.go_on(self.any_step(data), 0, ends)
+
+    def go_on(self, step: Reservation, wait: int, ends: str) -> None:
+        self.time += wait
+        allowed, spent, since = self.alive[step]
+        if ends in ("sent", "settled") and self.time - since <= STEP_SECONDS:
+            self.alive[step][1] = allowed
+            self.send(allowed - spent)
+        if ends in ("settled", "given up"):
+            spent = self.alive.pop(step)[1]
+            if spent:
+                self.ledger.settle(step, spent, spent, "copied", self.now())
+            else:
+                self.ledger.release(step, self.now())
+
+    def send(self, gets: int) -> None:
+        self.sent += [self.time] * gets
+        held = self.sent_within(WINDOW.seconds)
+        assert held <= 7, f"{held} pulls in the window that ends at {self.time}"
+
+    @rule(seconds=st.sampled_from([-(10**6), -300, 300, 10**6]))
+    def wall_clock_is_set(self, seconds: int) -> None:
+        self.offset += seconds
+
+    @rule()
+    def process_dies(self) -> None:
+        self.alive.clear()
+        self.report = None
+        self.ledger.close()
+        self.ledger = Ledger.open(self.path)
+        self.ledger.recover(self.now())
+
+    @rule(seconds=st.sampled_from([1, 100, 180, 299]))
+    def machine_boots(self, seconds: int) -> None:
+        # What nobody can tell is believed: a clock set forward since the ledger last looked.
+        self.offset = min(self.offset, self.noted_offset)
+        self.time += seconds
+        self.booted = self.time - 1
+        self.boot += 1
+        self.process_dies()
+
+    @precondition(lambda self: not self.alive)
+    @rule()
+    def an_idle_window_frees_everything(self) -> None:
+        self.time += WINDOW.seconds
+        answer = self.ledger.reserve(*STEP, 7, 0, WINDOW, self.now())
+        assert isinstance(answer, Reservation)
+        self.ledger.release(answer, self.now())
+
+
+class Quota(Budget):
+    """The same where the Hub allows fewer GETs than the own budget and reports what is left.
+
+    Reports may be old when they are used; whoever starts asks first.
+    """
+
+    def left(self) -> int:
+        return HUB_LIMIT - self.sent_within(HUB_SECONDS)
+
+    @initialize()
+    def head_first(self) -> None:
+        self.head()
+
+    @rule()
+    def head(self) -> None:
+        self.report = (self.left(), self.moment())
+
+    @rule()
+    def process_dies(self) -> None:
+        super().process_dies()
+        self.head()
+
+    def send(self, gets: int) -> None:
+        super().send(gets)
+        assert self.left() >= WINDOW.reserve or not gets, f"{self.left()} left at {self.time}"
+
+
+TestBudgetHolds = Budget.TestCase
+TestQuotaIsLeft = Quota.TestCase
+TestBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+# Threads and processes
+
+
+def test_reserve_many_threads_get_exactly_the_budget(ledger: Ledger) -> None:
+    granted: list[Reservation] = []
+
+    def take() -> None:
+        while isinstance(step := reserve(ledger, 1, at(0), window=Window(40)), Reservation):
+            granted.append(step)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(granted) == 40
+
+
+TAKE = """
+import sys
+from pathlib import Path
+from prewarm.budget import Moment, Window
+from prewarm.ledger import Ledger, Reservation
+taken = 0
+with Ledger.open(Path(sys.argv[1])) as ledger:
+    print("open", flush=True)
+    sys.stdin.readline()
+    while isinstance(ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 1, 1,
+                                    Window(60), Moment(0.0, "boot", 0.0)), Reservation):
+        taken += 1
+print(taken)
+"""
+
+
+def test_reserve_many_processes_get_exactly_the_budget(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TAKE, str(tmp_path / "prewarm.db")]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    taken = [int(child.communicate(timeout=60)[0]) for child in children]
+    assert sum(taken) == 60
+
+
+DIE = """
+import sys, time
+from pathlib import Path
+from prewarm.budget import Moment, Window
+from prewarm.ledger import Ledger
+ledger = Ledger.open(Path(sys.argv[1]))
+ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 4, 5, Window(10),
+               Moment(1_700_000_000.0, "boot", 100.0))
+print("reserved", flush=True)
+time.sleep(60)
+"""
+
+
+def test_recover_after_kill_nine_leaves_the_row_spent(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    command = [sys.executable, "-c", DIE, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "reserved\n"
+        child.kill()
+    with Ledger.open(path) as ledger:
+        assert spends(ledger, at(0)) == (Spend(0.0, 4, in_flight=True),)
+        assert ledger.recover(at(30)) == 1
+        assert spends(ledger, at(40)) == (Spend(10.0, 4),)
+
+
+# Opening
+
+
+def test_open_at_once_by_many_makes_one_state(tmp_path: Path) -> None:
+    path, failures = tmp_path / "prewarm.db", []
+
+    def open_it() -> None:
+        try:
+            Ledger.open(path).close()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert _versions(path) == [number for number, _ in MIGRATIONS]
+
+
+def _versions(path: Path) -> list[int]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT version FROM schema_version ORDER BY version")
+        return [version for (version,) in rows]
+
+
+def _older_state(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE schema_version (version BIGINT PRIMARY KEY)")
+        connection.execute("INSERT INTO schema_version VALUES (1)")
+        for statement in MIGRATIONS[0][1]:
+            connection.execute(statement)
+        connection.execute("INSERT INTO boots VALUES ('boot', 0, 1700000000, 100)")
+        connection.execute(
+            """INSERT INTO pulls VALUES ('1', 'run', 'docker.io', 'acme', 'library/x', 'sha256:0',
+                                         4, 5, 1700000000, 'boot', 100, 100, 100, 'copied')"""
+        )
+
+
+def test_open_older_schema_is_migrated_with_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    _older_state(path)
+    with Ledger.open(path) as ledger:
+        assert spends(ledger, at(10)) == (Spend(10.0, 4),)
+        assert ledger.states() == ()
+    assert _versions(path) == [1, 2]
+
+
+def test_open_read_only_older_schema_is_read_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    _older_state(path)
+    with Ledger.open(path, read_only=True) as ledger:
+        assert spends(ledger, at(10)) == (Spend(10.0, 4),)
+        assert ledger.runs(1) == ()
+    assert _versions(path) == [1]
+
+
+def test_open_migration_that_fails_leaves_the_older_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prewarm.db"
+    _older_state(path)
+    broken = (MIGRATIONS[0], (2, ("CREATE TABLE half (x TEXT)", "CREATE NONSENSE")))
+    monkeypatch.setattr(ledger_module, "MIGRATIONS", broken)
+    with pytest.raises(UsageError):
+        Ledger.open(path)
+    monkeypatch.undo()
+    assert _versions(path) == [1]
+    with closing(sqlite3.connect(path)) as connection:
+        assert (
+            connection.execute("SELECT * FROM sqlite_master WHERE name = 'half'").fetchall() == []
+        )
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_open_newer_schema_is_refused_and_untouched(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "prewarm.db"
+    Ledger.open(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO schema_version VALUES (999)")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="written by a newer prewarm; upgrade prewarm") as caught:
+        Ledger.open(path, read_only=read_only)
+    assert caught.value.exit_code == 2
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_open_file_that_is_no_database_is_refused_with_a_cure(
+    tmp_path: Path, read_only: bool
+) -> None:
+    path = tmp_path / "prewarm.db"
+    path.write_bytes(b"not a database " * 100)
+    with pytest.raises(UsageError, match=r"not a SQLite database; move it aside"):
+        Ledger.open(path, read_only=read_only)
+    assert path.read_bytes() == b"not a database " * 100
+
+
+def test_open_another_programs_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE pulls (x TEXT)")
+    with pytest.raises(UsageError, match="another program"):
+        Ledger.open(path)
+
+
+def test_open_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be opened"):
+        Ledger.open(tmp_path / "missing" / "prewarm.db")
+
+
+def test_open_read_only_without_a_state_says_so_and_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        Ledger.open(tmp_path / "prewarm.db", read_only=True)
+    assert caught.value.code == "no-state"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_read_only_sees_a_running_writer_and_writes_nothing(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    reserved(ledger, 3, at(0))
+    with Ledger.open(tmp_path / "prewarm.db", read_only=True) as copy:
+        assert spends(copy, at(0)) == (Spend(0.0, 3, in_flight=True),)
+        reserved(copy, 7, at(0))
+        copy.start_run(at(0))
+    assert spends(ledger, at(0)) == (Spend(0.0, 3, in_flight=True),)
+    assert ledger.runs(1) == ()
+
+
+def test_memory_is_a_ledger_of_its_own() -> None:
+    with Ledger.memory() as first, Ledger.memory() as second:
+        reserved(first, 10, at(0))
+        reserved(second, 10, at(0))
+
+
+def test_reserve_full_disk_is_an_error_with_a_cure(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    with Ledger.open(path) as ledger:
+        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(PrewarmError, match=r"prewarm\.db cannot be used: .*full"):
+            ledger.keep_manifest(Manifest(OCI_MANIFEST, b"x" * 100_000), at(0))
+        # What fits is still done, and nothing of what did not is left.
+        reserved(ledger, 1, at(0))
+        assert ledger.forget_manifests(unused_since=1e12) == 0
+
+
+# Memory
+
+
+def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
+    old, used = Manifest(OCI_MANIFEST, b'{"a": 1}'), Manifest(OCI_MANIFEST, b'{"b": \xff}')
+    ledger.keep_manifest(old, at(0))
+    ledger.keep_manifest(used, at(0))
+    assert ledger.manifest(used.digest, at(100)) == used
+    assert ledger.manifest(old.digest) == old
+    assert ledger.forget_manifests(unused_since=at(50).wall) == 1
+    assert ledger.manifest(old.digest) is None
+    assert ledger.manifest(used.digest) == used
+
+
+def test_manifest_damaged_content_is_none(ledger: Ledger) -> None:
+    manifest = Manifest(OCI_MANIFEST, b"{}")
+    ledger.keep_manifest(manifest, at(0))
+    ledger._connection.execute("UPDATE manifests SET content = x'00'")
+    assert ledger.manifest(manifest.digest) is None
+    ledger.keep_manifest(manifest, at(1))
+    assert ledger.manifest(manifest.digest) == manifest
+
+
+def test_note_tag_moves_are_counted_with_their_times(ledger: Ledger) -> None:
+    tag = ("docker.io", "library/golang", "1.22")
+    first, second = (Descriptor(OCI_MANIFEST, f"sha256:{n}", n) for n in (1, 2))
+    assert ledger.tag(*tag) is None
+    seen = []
+    for descriptor, seconds in [(first, 0), (first, 10), (second, 20), (second, 30)]:
+        ledger.note_tag(*tag, descriptor, at(seconds))
+        found = ledger.tag(*tag)
+        assert found is not None
+        assert found.descriptor == descriptor
+        seen.append((found.checked - at(0).wall, found.changed - at(0).wall, found.moves))
+    assert seen == [(0, 0, 0), (10, 0, 0), (20, 20, 1), (30, 20, 1)]
+
+
+def test_written_is_selected_by_mirror_and_image(ledger: Ledger) -> None:
+    def note(mirror: str, image: str, tag: str | None, size: int) -> Written:
+        ledger.note_written(mirror, image, "library/x", tag, "d", "u", "linux/amd64", size, at(0))
+        return Written(mirror, image, "library/x", tag, "d", "u", "linux/amd64", size, at(0).wall)
+
+    note("http://a", "docker.io/library/x:1", "1", 1)
+    one = note("http://a", "docker.io/library/x:1", "1", 2)
+    two = note("http://a", "docker.io/library/x@sha256:0", None, 3)
+    three = note("http://b", "docker.io/library/x:1", "1", 4)
+    assert ledger.written() == (one, two, three)
+    assert ledger.written(mirror="http://a") == (one, two)
+    assert ledger.written(image="docker.io/library/x:1") == (one, three)
+    ledger.note_state(one.image, "http://a", "fresh", "d", at(0))
+    ledger.forget_written("http://a", one.image)
+    assert ledger.written() == (two, three)
+    assert ledger.states() == ()
+
+
+def test_states_are_the_last_noted_until_forgotten(ledger: Ledger) -> None:
+    ledger.note_state("x", "http://a", "missing", None, at(0))
+    ledger.note_state("x", "http://a", "fresh", "d", at(9))
+    ledger.note_state("y", "http://a", "stale", "e", at(1))
+    x, y = (
+        Known("x", "http://a", "fresh", "d", at(9).wall),
+        Known("y", "http://a", "stale", "e", at(1).wall),
+    )
+    assert ledger.states() == (x, y)
+    assert ledger.forget_states(before=at(5).wall) == 1
+    assert ledger.states() == (x,)
+
+
+def test_runs_newest_come_first_with_their_end(ledger: Ledger) -> None:
+    first, second, third = (ledger.start_run(at(seconds)) for seconds in (0, 1, 2))
+    ledger.finish_run(second, 1, '{"version": 1}', at(5))
+    assert ledger.runs(2) == (
+        Run(third, at(2).wall, None, None, None),
+        Run(second, at(1).wall, at(5).wall, 1, '{"version": 1}'),
+    )
+    assert first < second < third
+
+
+def test_last_copy_is_the_newest_from_upstream(ledger: Ledger) -> None:
+    ledger.note_copy("r1", "x", "copy", "missing", 1, 2, 100, 0.5, at(0))
+    ledger.note_copy("r2", "x", "copy", "stale", 2, 3, 200, 1.5, at(10))
+    ledger.note_copy("r3", "x", "fresh", "fresh", 0, 0, 0, 0.0, at(20))
+    assert ledger.last_copy("x") == Copied("r2", "x", "copy", "stale", 2, 3, 200, 1.5, at(10).wall)
+    assert ledger.last_copy("y") is None
+    assert [copied.action for copied in ledger.copies("r3")] == ["fresh"]

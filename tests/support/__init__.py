@@ -1,0 +1,1 @@
+"""How tests start prewarm and other real programs."""

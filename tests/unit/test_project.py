@@ -1,0 +1,192 @@
+"""The project's frame: packaging, the lock, start-up, set-up, units and the guide agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, PathDistribution, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from prewarm import __version__
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+MODULES = sorted((ROOT / "prewarm").rglob("*.py"))
+
+
+def run(*command: str | Path) -> str:
+    """Run a command outside the checkout and return its stdout; show all it said if it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def run_time_closure(requirements: Sequence[str] | None) -> Iterator[Distribution]:
+    """Yield the installed distributions that the requirements need, and what those need in turn."""
+    for line in requirements or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found = distribution(requirement.name)
+            yield found
+            yield from run_time_closure(found.requires)
+
+
+def link_into(site_packages: Path, found: Distribution) -> None:
+    """Make one installed distribution importable elsewhere, by links to its files."""
+    for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+        link = site_packages / name
+        if name != "__pycache__" and not link.is_symlink():
+            link.symlink_to(Path(str(found.locate_file(name))))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel with its declared run-time dependencies only; return that `bin`."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ("-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps")
+    run(sys.executable, *build, "--wheel-dir", folder, ROOT)
+    (wheel,) = folder.glob("prewarm-*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    python = folder / "venv/bin/python"
+    run(sys.executable, "-m", "pip", f"--python={python}", "install", "-q", "--no-deps", wheel)
+    (site_packages,) = folder.glob("venv/lib/python3*/site-packages")
+    (metadata,) = site_packages.glob("prewarm-*.dist-info")
+    for needed in run_time_closure(PathDistribution(metadata).requires):
+        link_into(site_packages, needed)
+    return python.parent
+
+
+def test_wheel_without_dev_packages_starts(installed: Path) -> None:
+    assert __version__ in run(installed / "prewarm", "--version")
+    assert "sync" in run(installed / "python", "-m", "prewarm", "--help")
+
+
+def test_wheel_without_dev_packages_imports_every_module(installed: Path) -> None:
+    names = [str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in MODULES]
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith(".__main__")]
+    run(installed / "python", "-W", "error", "-c", f"import {', '.join(names)}")
+
+
+def test_wheel_holds_the_type_marker(installed: Path) -> None:
+    where = run(installed / "python", "-c", "import prewarm; print(prewarm.__path__[0])").strip()
+    assert not Path(where).is_relative_to(ROOT)
+    assert (Path(where) / "py.typed").is_file()
+
+
+def test_cli_import_loads_no_heavy_module() -> None:
+    """Start-up is a feature: what only some commands need is imported inside them."""
+    heavy = {"gitlab", "requests", "rich", "urllib3", "sqlite3"}
+    loaded = run(sys.executable, "-c", "import prewarm.cli, sys; print(*sys.modules)").split()
+    assert "prewarm.cli" in loaded
+    assert heavy.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_docstring_is_a_sentence(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    sentence, _, _ = docstring.partition("\n\n")
+    assert re.match(r"\S+( \S+){2,}?[.?!]( |$)", " ".join(sentence.split())), docstring
+
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """Return version and hashes by the canonical name of each locked distribution."""
+    pins = re.findall(r"^([\w.-]+)==(\S+) \\\n((?:    --hash=.*\n)+)", LOCK, re.MULTILINE)
+    return {
+        canonicalize_name(name): (version, re.findall(r"sha256:[0-9a-f]{64}\b", hashes))
+        for name, version, hashes in pins
+    }
+
+
+def test_lock_holds_every_declared_dependency_with_hashes() -> None:
+    """Those of the extras and of the build too: check and dist need no other packages."""
+    declared = [
+        *PROJECT["project"]["dependencies"],
+        *(line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra),
+        *PROJECT["build-system"]["requires"],
+    ]
+    pins = locked()
+    for requirement in map(Requirement, declared):
+        version, hashes = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+        assert hashes, requirement
+
+
+def test_lock_names_no_url_host_or_folder() -> None:
+    lines = [line for line in LOCK.splitlines() if not line.lstrip().startswith("--hash=sha256:")]
+    assert [line for line in lines if re.search(r"://| @ |^-|\.org|\.com|/", line)] == []
+
+
+def test_setup_without_root_and_sudo_names_the_command(tmp_path: Path) -> None:
+    """One line with what is missing, why it was not installed, and what to type."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "prewarm").mkdir()
+    for name in ("pyproject.toml", "requirements.lock", "prewarm/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "dirname", "env", "flock", "grep", "mkdir", "sha256sum", "sort"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    for name, answer in {"id": "1000", "apt-get": "never run", "make": "", "skopeo": ""}.items():
+        (tools / name).write_text(f"#!/bin/sh\necho {answer}\n")
+        (tools / name).chmod(0o755)
+
+    done = subprocess.run(
+        [tmp_path / ".ci/setup"], env={"PATH": str(tools)}, capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "setup: missing: docker-registry systemd python3 python3-venv; "
+        "this is not root and there is no sudo; as root: apt-get install --yes "
+        "--no-install-recommends docker-registry systemd python3 python3-venv\n"
+    )
+
+
+def test_systemd_units_verify(tmp_path: Path) -> None:
+    """systemd knows every key and value; its exit code alone would pass an unknown one."""
+    service = (ROOT / "systemd/prewarm.service").read_text()
+    assert "\nExecStart=prewarm " in service
+    program = Path(sys.executable).with_name("prewarm")
+    service = service.replace("\nExecStart=prewarm ", f"\nExecStart={program} ")
+    (tmp_path / "prewarm.service").write_text(service)
+    shutil.copy(ROOT / "systemd/prewarm.timer", tmp_path)
+
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "./prewarm.service", "./prewarm.timer"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    said = done.stdout + done.stderr
+    assert [line for line in said.splitlines() if "prewarm" in line] == []
+    assert done.returncode == 0, said
+
+
+def test_development_guide_names_every_make_target() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    guide = (ROOT / "docs/development.md").read_text()
+    described = run("make", "-C", ROOT, "help")
+    assert "check" in targets
+    for target in targets:
+        assert f"make {target} " in described
+        assert f"`make {target}`" in guide

@@ -1,0 +1,257 @@
+"""The state's place and owner, and the locks."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from prewarm.budget import Moment
+from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.state import (
+    Lock,
+    MirrorLock,
+    StateLock,
+    canonical,
+    check_owner,
+    exclusive,
+    locks_for,
+    prepare,
+    state_path,
+)
+
+HOME = Path("/home/me")
+SYSTEM = Path("/etc/prewarm/images.yml")
+NOW = Moment(1_700_000_000.0, "boot", 5.0)
+ME = os.geteuid()
+OTHER = ME + 4242
+
+
+@pytest.mark.parametrize(
+    ("written", "config", "environ", "path"),
+    [
+        pytest.param("/srv/p.db", SYSTEM, {"STATE_DIRECTORY": "/s"}, "/srv/p.db", id="written"),
+        pytest.param(None, SYSTEM, {"STATE_DIRECTORY": "/s:/t"}, "/s/prewarm.db", id="systemd"),
+        pytest.param(None, SYSTEM, {}, "/var/lib/prewarm/prewarm.db", id="system"),
+        pytest.param(
+            None, SYSTEM, {"XDG_STATE_HOME": "/x"}, "/var/lib/prewarm/prewarm.db", id="system, XDG"
+        ),
+        pytest.param(
+            None, Path("/x/images.yml"), {"XDG_STATE_HOME": "/x"}, "/x/prewarm/prewarm.db", id="XDG"
+        ),
+        pytest.param(None, None, {}, "/home/me/.local/state/prewarm/prewarm.db", id="home"),
+        pytest.param(
+            None,
+            None,
+            {"XDG_STATE_HOME": "relative"},
+            "/home/me/.local/state/prewarm/prewarm.db",
+            id="relative XDG is ignored",
+        ),
+    ],
+)
+def test_state_path_rules_give_path(
+    written: str | None, config: Path | None, environ: dict[str, str], path: str
+) -> None:
+    assert state_path(written, config, environ, HOME) == Path(path)
+
+
+def test_state_path_postgresql_is_refused_without_its_password() -> None:
+    with pytest.raises(UsageError, match="not yet supported") as caught:
+        state_path("postgresql://prewarm:hunter2@db/prewarm", None, {}, HOME)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_prepare_missing_folder_is_made_private(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "prewarm.db"
+    prepare(path, ME)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_prepare_existing_state_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    path.write_bytes(b"kept")
+    prepare(path, ME)
+    assert path.read_bytes() == b"kept"
+
+
+def test_prepare_unwritable_place_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        prepare(tmp_path / "file" / "prewarm.db", ME)
+
+
+def test_check_owner_other_user_gives_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "prewarm.db"
+    path.touch()
+    with pytest.raises(UsageError, match="belongs to") as caught:
+        check_owner(path, OTHER, ["prewarm", "--config", "a b.yml", "sync"])
+    assert pwd.getpwuid(ME).pw_name in caught.value.text
+    assert caught.value.cure.startswith("run: sudo ")
+    assert caught.value.cure.endswith("prewarm --config 'a b.yml' sync")
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give a file away")
+@pytest.mark.parametrize(("owner", "sudo"), [(65534, "sudo -u nobody prewarm …"), (987654, "#987")])
+def test_check_owner_root_on_anothers_state_is_refused(
+    tmp_path: Path, owner: int, sudo: str
+) -> None:
+    path = tmp_path / "prewarm.db"
+    path.touch()
+    os.chown(path, owner, -1)
+    with pytest.raises(UsageError) as caught:
+        check_owner(path, 0)
+    assert sudo in caught.value.cure
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give a folder away")
+def test_prepare_root_in_anothers_folder_makes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "prewarm"
+    folder.mkdir()
+    os.chown(folder, 65534, -1)
+    with pytest.raises(UsageError, match="belongs to nobody"):
+        prepare(folder / "prewarm.db", 0)
+    assert list(folder.iterdir()) == []
+
+
+def test_check_owner_missing_state_in_anothers_folder_is_a_users_own_affair(
+    tmp_path: Path,
+) -> None:
+    check_owner(tmp_path / "prewarm.db", OTHER)
+
+
+# Locks
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/"),
+        ("https://Mirror.example.org", "HTTPS://mirror.example.org:443"),
+        ("http://mirror.example.org:80", "http://mirror.example.org"),
+    ],
+)
+def test_canonical_spellings_of_one_mirror_are_one(url: str, same: str) -> None:
+    assert canonical(url) == canonical(same)
+
+
+def test_canonical_other_mirrors_differ() -> None:
+    urls = ["http://m", "https://m", "http://m:5000", "http://m/a", "http://n"]
+    assert len({canonical(url) for url in urls}) == len(urls)
+
+
+def refusal(locks: Iterable[Lock], wait: float = 0.0) -> AlreadyRunningError:
+    """What a second process would be told."""
+    with pytest.raises(AlreadyRunningError) as caught, exclusive(locks, NOW, wait):
+        pytest.fail("held twice")
+    return caught.value
+
+
+def test_exclusive_held_state_names_the_holder(tmp_path: Path) -> None:
+    state = tmp_path / "prewarm.db"
+    with exclusive([StateLock(state)], NOW):
+        refused = refusal([StateLock(state)])
+    assert refused.exit_code == 75
+    assert f"process {os.getpid()} since 2023-11-14T22:13:20Z" in refused.text
+    assert str(state) in refused.text
+
+
+def test_exclusive_held_mirror_names_the_holder(tmp_path: Path) -> None:
+    url = f"http://localhost:5000{tmp_path}"
+    with exclusive(locks_for(tmp_path / "a.db", [url]), NOW):
+        refused = refusal(locks_for(tmp_path / "b.db", [f"{url}/"]))
+    assert f"mirror {url}/ is held by another prewarm, process {os.getpid()}" in refused.text
+
+
+def test_exclusive_different_mirrors_and_states_run_together(tmp_path: Path) -> None:
+    first = locks_for(tmp_path / "a.db", [f"http://a{tmp_path}"])
+    second = locks_for(tmp_path / "b.db", [f"http://b{tmp_path}"])
+    with exclusive(first, NOW), exclusive(second, NOW):
+        assert not StateLock(tmp_path / "a.db").try_acquire(0)
+        assert not StateLock(tmp_path / "b.db").try_acquire(0)
+
+
+def test_exclusive_refused_frees_what_it_had(tmp_path: Path) -> None:
+    url = f"http://m{tmp_path}"
+    with exclusive([MirrorLock(url)], NOW):
+        refusal(locks_for(tmp_path / "s", [url]))
+        with exclusive([StateLock(tmp_path / "s")], NOW):
+            pass
+
+
+def test_exclusive_one_mirror_named_twice_is_one_lock(tmp_path: Path) -> None:
+    url = f"http://m{tmp_path}"
+    with exclusive(locks_for(None, [url, f"{url}/"]), NOW):
+        assert not MirrorLock(url).try_acquire(0)
+
+
+def test_exclusive_body_that_fails_frees(tmp_path: Path) -> None:
+    locks = locks_for(tmp_path / "s", [f"http://m{tmp_path}"])
+    with pytest.raises(ZeroDivisionError), exclusive(locks, NOW):
+        raise ZeroDivisionError
+    with exclusive(locks, NOW):
+        pass
+
+
+def test_exclusive_wait_takes_over_when_the_holder_ends(tmp_path: Path) -> None:
+    first = StateLock(tmp_path / "s")
+    assert first.try_acquire(0)
+    freeing = threading.Timer(0.1, first.release)
+    freeing.start()
+    with exclusive([StateLock(tmp_path / "s")], NOW, wait=20):
+        freeing.join()
+        assert not first.try_acquire(0)
+
+
+def test_exclusive_wait_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    first = StateLock(tmp_path / "s")
+    assert first.try_acquire(0)
+    refusal([StateLock(tmp_path / "s")], wait=0.05)
+    first.release()
+
+
+def test_holder_unreadable_lock_file_is_still_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "s.lock").write_bytes(b"\xff no pid")
+    assert "another prewarm" in StateLock(tmp_path / "s").holder()
+
+
+def test_try_acquire_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "s.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UsageError, match="cannot be written"):
+        StateLock(tmp_path / "s").try_acquire(0)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from prewarm.budget import Moment
+from prewarm.state import exclusive, locks_for
+with exclusive(locks_for(Path(sys.argv[1]), [sys.argv[2]]), Moment(0.0, "b", 0.0)):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_exclusive_killed_holder_frees_both(tmp_path: Path) -> None:
+    state, url = tmp_path / "s", f"http://m{tmp_path}"
+    command = [sys.executable, "-c", HOLD, str(state), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "held\n"
+            for lock in locks_for(state, [url]):
+                assert not lock.try_acquire(0)
+                assert f"process {holder.pid}" in lock.holder()
+        finally:
+            holder.kill()
+            holder.wait()
+    with exclusive(locks_for(state, [url]), NOW):
+        pass
