@@ -420,8 +420,8 @@ def _verdict(image: Image) -> Step:
 
 def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
     """Return the failure of a mirror whose local disk would fall below `min_free`."""
-    storage, least = site.settings.storage, site.settings.min_free
-    if storage is None or least is None:
+    storage, least = site.settings.storage, site.settings.min_free or 0
+    if storage is None:
         return None
     try:
         free = shutil.disk_usage(storage).free

@@ -17,8 +17,11 @@ from prewarm.copying import Tools
 from prewarm.credentials import AuthConfig, private_authfile
 from prewarm.credentials import load as load_credentials
 from prewarm.errors import Failure, PrewarmError, Problem, RegistryError
+from prewarm.login import Login
 from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
+from prewarm.proxies import is_loopback
+from prewarm.reference import is_registry
 from prewarm.registry import Registry
 from prewarm.settings import Mirror, Settings, Upstream
 
@@ -44,7 +47,7 @@ def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges
             upstream.name: UpstreamSite(
                 upstream,
                 stack.enter_context(_upstream_client(upstream, settings, auth, environ)),
-                _account(auth, upstream.name),
+                _account(auth, upstream),
             )
             for upstream in settings.registries
         }
@@ -55,12 +58,36 @@ def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges
         yield Edges(upstreams, mirrors, auth.problems, auth)
 
 
-def _account(auth: AuthConfig, registry: str) -> str | None:
+def _keys(upstream: Upstream) -> tuple[tuple[str, str], ...]:
+    """The registries whose logins the endpoint is entitled to, each with a prefix of the path.
+
+    Where the endpoint is another host (a Harbor that stands for docker.io), it is shown what is
+    kept for that host, never Docker Hub's login; on this machine itself either will do.
+    """
+    parts = urlsplit(upstream.endpoint)
+    host = parts.hostname or ""
+    own = ((upstream.name, ""),)
+    if is_registry(parts.netloc, upstream.name):
+        return own
+    there = ((parts.netloc, parts.path.strip("/")),)
+    return (*there, *own) if is_loopback(host) else there
+
+
+def _login(auth: AuthConfig, upstream: Upstream, repository: str) -> Login | None:
+    for registry, prefix in _keys(upstream):
+        found = auth.login(registry, f"{prefix}/{repository}".strip("/"))
+        if found is not None:
+            return found
+    return None
+
+
+def _account(auth: AuthConfig, upstream: Upstream) -> str | None:
     """The user whose quota is spent; a helper that fails is reported when it is really asked."""
     try:
-        return auth.account(registry)
+        accounts = [auth.account(registry) for registry, _ in _keys(upstream)]
     except RegistryError:
         return None
+    return next(filter(None, accounts), None)
 
 
 def _upstream_client(
@@ -72,7 +99,7 @@ def _upstream_client(
         upstream.endpoint,
         ca=upstream.ca,
         realm=upstream.realm,
-        credentials=lambda repository: auth.login(upstream.name, repository),
+        credentials=lambda repository: _login(auth, upstream, repository),
         connections=max(limits.checks, limits.parallel),
         heads_per_minute=limits.heads_per_minute,
         environ=environ,

@@ -193,6 +193,12 @@ def parse_registry(text: str) -> str:
     return DOCKER_HUB if host in _HUB_HOSTS else host
 
 
+def is_registry(host: str, name: str) -> bool:
+    """Whether a URL's host[:port] is the registry that references know by the name."""
+    host = host.lower()
+    return host == name or (name == DOCKER_HUB and host in _HUB_HOSTS)
+
+
 def valid_tag(text: str) -> bool:
     """Whether the text can be a tag."""
     return _TAG.fullmatch(text) is not None

@@ -53,14 +53,28 @@ def error_code(body: bytes) -> str:
 
 
 def refusal(
-    role: Role, request: Request, status: int, body: bytes, *, host: str, user: str | None
+    role: Role,
+    request: Request,
+    status: int,
+    body: bytes,
+    *,
+    host: str,
+    user: str | None,
+    basic: bool = False,
 ) -> Refusal:
-    """Return what the answer means; `user` is who asked, None when anonymous."""
+    """Return what the answer means; `user` is who asked, None when anonymous.
+
+    `basic` says that it came with a challenge for a password: it is then about the user and not
+    about the repository.
+    """
     if _TLS_PORT.search(body) and status == 400:
         return Refusal("tls", "speaks TLS, but was asked over plain http", "write https:// there")
     if status == 404:
         return Refusal("not-found", "does not exist", "check the name and the tag")
     if status in {401, 403}:
+        if basic and role == "upstream" and status == 401:
+            refused = "wants credentials" if user is None else f"refused the password of {user}"
+            return Refusal("unauthorized", refused, login_cure(host))
         return _forbidden(role, request, status, host, user)
     if status == 429:
         return _too_many(request, body)
@@ -84,14 +98,15 @@ def _forbidden(role: Role, request: Request, status: int, host: str, user: str |
             f"{what} by {user} ({status})",
             f"give it the right, or {login_cure(host)}",
         )
+    # Docker Hub answers so for a repository that does not exist as for one that is not shown.
     if user is None:
         return Refusal(
-            "unauthorized",
+            "not-found",
             "no such repository, or it is private",
             f"check the name, or {login_cure(host)}",
         )
     return Refusal(
-        "denied",
+        "not-found",
         f"no such repository, or it is private and {user} may not pull it",
         f"check the name, or let {user} pull it",
     )

@@ -83,6 +83,7 @@ _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
 _REALMS: Final = {"docker.io": "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
 """Token servers that are known to belong to a registry although their host is another."""
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_UPLOAD = re.compile(rf"({_REPOSITORY.pattern})/blobs/uploads/[A-Za-z0-9._=-]+")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -624,13 +625,12 @@ class Registry:
             target = next_link(answer.headers.get("link", ""))
             if target is None:
                 return tuple(tags)
-            with suppress(ValueError):
-                target = urljoin(url, target)
-            url = target
-            if not self._is_own(url):
+            following = _joined(url, target)
+            if following is None or _origin(following) != _origin(self._origin):
                 raise self._error(
                     "bad-redirect", access, "its list of tags goes on at another host", "check it"
                 )
+            url = following
         raise self._error("bad-answer", access, "its list of tags does not end", "name the tags")
 
     def probe_upload(self, repository: str) -> None:
@@ -639,21 +639,35 @@ class Registry:
         start = f"{self._base(access)}/blobs/uploads/"
         answer = self._ask("POST", access, start, body=b"")
         self._expect(answer, access, 201, 202)
-        location = urljoin(start, answer.headers.get("location", ""))
-        parts = urlsplit(location)
-        if parts.hostname != self._host:
+        location = _joined(start, answer.headers.get("location", ""))
+        if location is None or urlsplit(location).hostname != self._host:
             raise self._error(
                 "bad-redirect",
                 access,
                 "it sends uploads to another host",
                 "set http.host in its configuration, or X-Forwarded-Host in the proxy before it",
             )
+        self._cancel_upload(access, location)
+
+    def cancel_uploads(self, urls: Iterable[str]) -> None:
+        """Cancel uploads that another program left open, as far as they are of this registry.
+
+        Nothing is raised: what cannot be cancelled is purged by the registry in its time.
+        """
+        for url in urls:
+            if (target := _http_url(url)) is None:
+                continue
+            parts = urlsplit(target)
+            named = _UPLOAD.fullmatch(parts.path.removeprefix(f"/v2/{self._prefix}"))
+            if named and parts.hostname == self._host:
+                self._cancel_upload(_Access("upload", named[1], actions="pull,push"), url)
+
+    def _cancel_upload(self, access: _Access, location: str) -> None:
         # Behind a proxy that ends TLS a registry may name the wrong scheme or port.
+        parts = urlsplit(location)
         own = self._origin + urlunsplit(("", "", parts.path, parts.query, ""))
-        try:
+        with suppress(RegistryError):
             self._ask("DELETE", access, own, tries=1)
-        except RegistryError:
-            return  # the registry purges uploads that nobody goes on with
 
     def blob_size(self, repository: str, digest: str) -> int | None:
         """Return the bytes of a blob, None if the repository has it not: a HEAD."""
@@ -1080,10 +1094,7 @@ class Registry:
         )
 
     def _target(self, access: _Access, url: str, location: str) -> str:
-        target = None
-        if location:
-            with suppress(ValueError):
-                target = _http_url(urljoin(url, location))
+        target = _joined(url, location) if location else None
         if target is None or (url.startswith("https:") and target.startswith("http:")):
             raise self._error(
                 "bad-redirect",
@@ -1132,6 +1143,7 @@ class Registry:
             answer.body,
             host=self._login_host,
             user=login.username if login else None,
+            basic=any(challenge.scheme == "basic" for challenge in answer.challenges),
         )
 
     def _refuse(self, answer: _Answer, access: _Access) -> NoReturn:
@@ -1253,9 +1265,6 @@ class Registry:
     def _blob_path(self, access: _Access) -> str:
         return f"{self._base(access)}/blobs/{access.selector}"
 
-    def _is_own(self, url: str) -> bool:
-        return _http_url(url) is not None and _origin(url) == _origin(self._origin)
-
 
 def _backoff(tried: int) -> float:
     """Return seconds to wait after the n-th try: doubled each time, with jitter."""
@@ -1284,6 +1293,14 @@ def _http_url(text: str) -> str | None:
     if odd or parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         return None
     return urlunsplit((parts.scheme, parts.netloc, parts.path, parts.query, ""))
+
+
+def _joined(url: str, location: str) -> str | None:
+    """Return where a location leads from the URL; None if it is no URL that can be asked."""
+    try:
+        return _http_url(urljoin(url, location))
+    except ValueError:
+        return None
 
 
 def _origin(url: str) -> tuple[str, str, int]:

@@ -301,10 +301,10 @@ def test_tidy_forgets_only_what_no_window_holds(ledger: Ledger) -> None:
     assert [spend.pulls for spend in spends(ledger, at(130))] == [2, 3]
 
 
-WINDOW = Window(9, 300, 2)
 HUB_LIMIT, HUB_SECONDS = 8, 200
 STEP = ("run", "docker.io", "acme", "library/x", "sha256:0")
 costs = st.sampled_from([1, 3, 4, 7])
+ends = st.sampled_from(["", "sent", "settled", "killed"])
 waits = st.sampled_from([0, 60, STEP_SECONDS])
 
 
@@ -314,6 +314,8 @@ class Budget(RuleBasedStateMachine):
     A spend is one pull and one GET. The model keeps true time. Steps send their GETs whenever they
     like, no later than STEP_SECONDS after they were allowed to.
     """
+
+    window = Window(9, 300, 2)
 
     def __init__(self) -> None:
         super().__init__()
@@ -350,19 +352,22 @@ class Budget(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.time += seconds
 
-    @rule(pulls=costs, wait=waits, ends=st.sampled_from(["", "sent", "settled"]))
-    def reserve(self, pulls: int, wait: int, ends: str) -> None:
-        answer = self.ledger.reserve(*STEP, pulls, pulls, WINDOW, self.now(), self.report)
-        if isinstance(answer, Reservation):
-            self.alive[answer] = [pulls, 0, self.time]
-            self.go_on(answer, wait, ends)
+    @rule(pulls=costs, wait=waits, ends=ends, tries=st.sampled_from([1, 12]))
+    def reserve(self, pulls: int, wait: int, ends: str, tries: int) -> None:
+        for _ in range(tries):
+            answer = self.ledger.reserve(*STEP, pulls, pulls, self.window, self.now(), self.report)
+            if isinstance(answer, Reservation):
+                self.alive[answer] = [pulls, 0, self.time]
+                self.go_on(answer, wait, ends)
+                return
+            self.time += 30 if tries > 1 else 0
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data(), pulls=costs, wait=waits, ends=st.sampled_from(["", "sent"]))
+    @rule(data=st.data(), pulls=costs, wait=waits, ends=ends)
     def extend(self, data: st.DataObject, pulls: int, wait: int, ends: str) -> None:
         step = self.any_step(data)
         pulls = max(pulls, self.alive[step][1])
-        if self.ledger.extend(step, pulls, pulls, WINDOW, self.now(), self.report) is True:
+        if self.ledger.extend(step, pulls, pulls, self.window, self.now(), self.report) is True:
             self.alive[step] = [pulls, self.alive[step][1], self.time]
             self.go_on(step, wait, ends)
 
@@ -374,10 +379,12 @@ class Budget(RuleBasedStateMachine):
     def go_on(self, step: Reservation, wait: int, ends: str) -> None:
         self.time += wait
         allowed, spent, since = self.alive[step]
-        if ends in ("sent", "settled") and self.time - since <= STEP_SECONDS:
+        if ends in ("sent", "settled", "killed") and self.time - since <= STEP_SECONDS:
             self.alive[step][1] = allowed
             self.send(allowed - spent)
-        if ends in ("settled", "given up"):
+        if ends == "killed":
+            self.process_dies()
+        elif ends in ("settled", "given up"):
             spent = self.alive.pop(step)[1]
             if spent:
                 self.ledger.settle(step, spent, spent, "copied", self.now())
@@ -386,8 +393,9 @@ class Budget(RuleBasedStateMachine):
 
     def send(self, gets: int) -> None:
         self.sent += [self.time] * gets
-        held = self.sent_within(WINDOW.seconds)
-        assert held <= 7, f"{held} pulls in the window that ends at {self.time}"
+        held = self.sent_within(self.window.seconds)
+        assert self.window.capacity is not None
+        assert held <= self.window.capacity, f"{held} pulls in the window that ends at {self.time}"
 
     @rule(seconds=st.sampled_from([-(10**6), -300, 300, 10**6]))
     def wall_clock_is_set(self, seconds: int) -> None:
@@ -413,8 +421,10 @@ class Budget(RuleBasedStateMachine):
     @precondition(lambda self: not self.alive)
     @rule()
     def an_idle_window_frees_everything(self) -> None:
-        self.time += WINDOW.seconds
-        answer = self.ledger.reserve(*STEP, 7, 0, WINDOW, self.now())
+        self.time += self.window.seconds
+        capacity = self.window.capacity
+        assert capacity is not None
+        answer = self.ledger.reserve(*STEP, capacity, 0, self.window, self.now())
         assert isinstance(answer, Reservation)
         self.ledger.release(answer, self.now())
 
@@ -424,6 +434,8 @@ class Quota(Budget):
 
     Reports may be old when they are used; whoever starts asks first.
     """
+
+    window = Window(30, 300, 2)
 
     def left(self) -> int:
         return HUB_LIMIT - self.sent_within(HUB_SECONDS)
@@ -443,7 +455,7 @@ class Quota(Budget):
 
     def send(self, gets: int) -> None:
         super().send(gets)
-        assert self.left() >= WINDOW.reserve or not gets, f"{self.left()} left at {self.time}"
+        assert self.left() >= self.window.reserve or not gets, f"{self.left()} left at {self.time}"
 
 
 TestBudgetHolds = Budget.TestCase

@@ -22,7 +22,7 @@ from prewarm.login import Login
 from prewarm.manifest import ACCEPT, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
 from prewarm.registry import Blob, Registry
 from tests.real.scripted import Script, Scripted, bearer, error, query, reply, token
-from tests.sandbox import Fault, Image, Sandbox, build_image, push
+from tests.sandbox import Fault, Image, Quota, Sandbox, build_image, push
 from tests.sandbox import Registry as RealRegistry
 from tests.sandbox.authority import Authority
 from tests.sandbox.wire import Request, Response
@@ -576,7 +576,7 @@ def test_token_that_was_revoked_is_renewed_once() -> None:
 def test_fresh_token_that_is_refused_is_not_renewed() -> None:
     with Scripted(hub(token_body=lambda _: token("other"))) as site, client(site.url) as own:
         found = failure(lambda: own.manifest("app", "1"))
-    assert (found.code, found.status) == ("unauthorized", 401)
+    assert (found.code, found.status) == ("not-found", 401)
     assert "no such repository, or it is private" in found.text
     assert site.paths() == ["/token", "/v2/app/manifests/1"]
 
@@ -638,7 +638,7 @@ def test_credentials_that_are_refused_are_shown_once() -> None:
     assert site.paths() == ["/token"]
 
 
-def test_repository_that_a_login_may_not_pull_is_denied() -> None:
+def test_repository_that_a_login_may_not_pull_is_not_found() -> None:
     refuse = served(lambda _: error(403, "DENIED"))
 
     def answer(request: Request) -> Response:
@@ -648,7 +648,7 @@ def test_repository_that_a_login_may_not_pull_is_denied() -> None:
 
     with Scripted(answer) as site, client(site.url, credentials=lambda _: LOGIN) as own:
         found = failure(lambda: own.head("app", "1"))
-    assert (found.code, found.status) == ("denied", 403)
+    assert (found.code, found.status) == ("not-found", 403)
     assert "acme" in found.text
 
 
@@ -773,18 +773,24 @@ def test_registry_that_names_the_scope_otherwise_is_asked_by_it() -> None:
         assert own.head("app", "1").descriptor.digest == DIGEST
 
 
-def test_docker_hub_stand_in_counts_one_get_and_no_head(box: Sandbox) -> None:
-    pushed = box.push("library/app", "1", single=True)
-    box.hub.quota.limit = 1
-    with client(box.hub.url, "docker.io") as own:
-        limits = [own.head("library/app", "1").limit for _ in range(3)]
-        manifest, limit = own.manifest("library/app", "1")
-        assert manifest.digest == pushed.digest
-        assert [found.remaining for found in limits if found] == [1, 1, 1]
-        assert limit is not None
-        assert limit.remaining == 0
-        assert failure(lambda: own.manifest("library/app", "1")).code == "upstream-quota"
-    assert len(box.hub.access.gets()) == 2
+def test_docker_hub_under_its_real_names_counts_one_get_and_no_head() -> None:
+    # Through a CONNECT proxy, with auth.docker.io as token server and blobs at another host.
+    with Sandbox(names=True, quota=Quota(1)) as box:
+        pushed = box.push("library/app", "1", single=True)
+        options = {"environ": box.names.env(), "credentials": lambda _: Login("acme", "sesame")}
+        with client("https://registry-1.docker.io", "docker.io", **options) as own:
+            limits = [own.head("library/app", "1").limit for _ in range(3)]
+            assert [found.remaining for found in limits if found] == [1, 1, 1]
+            manifest, limit = own.manifest("library/app", "1")
+            assert manifest.digest == pushed.digest
+            assert limit is not None
+            assert (limit.limit, limit.window, limit.remaining) == (1, 21600, 0)
+            with own.open_blob("library/app", digest_of(pushed.blobs[-1])) as blob:
+                assert b"".join(blob) == pushed.blobs[-1]
+            assert failure(lambda: own.manifest("library/app", "1")).code == "upstream-quota"
+        assert len(box.hub.access.gets()) == 2
+        assert {entry.account for entry in box.hub.access.heads()} == {"acme"}
+        assert all(not entry.secret for entry in box.hub.cdn.access)
 
 
 # Redirects and blobs
@@ -946,6 +952,20 @@ def test_probe_upload_cancels_at_our_own_origin() -> None:
     with Scripted(served(script)) as site, client(site.url, role="mirror") as own:
         own.probe_upload("app")
     assert site.requests[-1].target == "/v2/app/blobs/uploads/u?_state=s"
+
+
+def test_cancel_uploads_ends_those_of_this_registry_alone(
+    registry: RealRegistry, real: Registry
+) -> None:
+    started = registry.request("POST", "/v2/app/blobs/uploads/", body=b"")
+    path = started.headers["location"]
+    with Scripted(served(store)) as other:
+        elsewhere = [f"http://localhost:{other.port}{path}", f"{registry.url}/v2/", "http://["]
+        real.cancel_uploads(elsewhere[:2])
+        assert list(registry.storage.folder.glob("**/_uploads/*/startedat")) != []
+        real.cancel_uploads([*elsewhere, f"{registry.url}{path}", f"{registry.url}{path}"])
+        assert list(registry.storage.folder.glob("**/_uploads/*/startedat")) == []
+    assert other.requests == []
 
 
 # Proxies, logs

@@ -15,7 +15,7 @@ NO_SPACE = b'{"errors":[{"code":"UNKNOWN","detail":"write /x: no space left on d
     [
         ("upstream", "head", 404, b"", "not-found"),
         ("mirror", "head", 404, b"", "not-found"),
-        ("upstream", "head", 403, b"", "unauthorized"),
+        ("upstream", "head", 403, b"", "not-found"),
         ("mirror", "upload", 401, b"", "mirror-unauthorized"),
         ("upstream", "manifest", 503, b"", "server-error"),
         ("mirror", "put", 500, b"", "mirror-server-error"),
@@ -44,8 +44,9 @@ def test_refusal_of_an_answer_has_the_code_of_its_cause(
 
 
 def test_refusal_of_a_login_names_the_user() -> None:
-    for role in ("upstream", "mirror"):
-        found = refusal(role, "put", 403, b"", host="r.org", user="acme")  # type: ignore[arg-type]
+    roles: tuple[Role, ...] = ("upstream", "mirror")
+    for role in roles:
+        found = refusal(role, "put", 403, b"", host="r.org", user="acme")
         assert "acme" in found.text
 
 
