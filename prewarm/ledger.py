@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -473,8 +473,8 @@ class Ledger:
             used=now.wall,
         )
 
-    def manifest(self, digest: str, now: Moment | None = None) -> Manifest | None:
-        """Return a kept manifest, or None; with `now` it counts as used then.
+    def manifest(self, digest: str) -> Manifest | None:
+        """Return a kept manifest, or None.
 
         Bytes that no longer have their digest (a damaged disk) are as good as not kept.
         """
@@ -485,13 +485,15 @@ class Ledger:
         )
         if not found or found[0].digest != digest:
             return None
-        if now is not None:
-            self._write(
-                "UPDATE manifests SET used = :used WHERE digest = :digest",
-                used=now.wall,
-                digest=digest,
-            )
         return found[0]
+
+    def use_manifests(self, digests: Iterable[str], now: Moment) -> None:
+        """Note that these manifests, where they are kept, are still in use."""
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE manifests SET used = :used WHERE digest = :digest",
+                [{"used": now.wall, "digest": digest} for digest in digests],
+            )
 
     def forget_manifests(self, unused_since: float) -> int:
         """Forget the manifests last used before this time (epoch seconds); return how many."""

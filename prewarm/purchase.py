@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prewarm.budget import Moment, Window, next_free
 from prewarm.errors import Failure, RegistryError
 from prewarm.image import Image
-from prewarm.ledger import Ledger, Refusal, Reservation
+from prewarm.ledger import STEP_SECONDS, Ledger, Refusal, Reservation
 from prewarm.manifest import Manifest, wanted_children
 from prewarm.observe import UpstreamSite, no_platform
 from prewarm.plan import Copy, Cost, Defer, Fail, Skip, Step, cost
@@ -39,7 +39,10 @@ class Bill:
     reservation: Reservation
     reported: tuple[int, Moment] | None
     """What remained upstream when it was reserved, and when that was asked for."""
-
+    renewed: Moment
+    """When it was reserved or last extended."""
+    held_pulls: int
+    held_gets: int
     children: int = 0
     """Manifests, not indexes, that upstream may have counted."""
     counted: int = 0
@@ -136,7 +139,7 @@ class Purchasing:
                     self._settled.wait(0.5)
             reported = self._ask(image, upstream)
         over()
-        bill = Bill(answer, reported)
+        bill = Bill(answer, reported, self._clock(), pulls, gets)
         try:
             yield bill
         finally:
@@ -188,6 +191,7 @@ class Purchasing:
             return too_many(image, len(due), self._limits)
         affordable = self._afford(upstream, bill, len(due))
         for digest in due[:affordable]:
+            self._renew(upstream, bill)
             image.manifests[digest] = self._get(image, upstream, digest, bill)
         return None if affordable == len(due) else self._in_parts(image, upstream, len(due))
 
@@ -211,8 +215,18 @@ class Purchasing:
                 bill.reported,
             )
             if not isinstance(answer, Refusal):
+                bill.renewed, bill.held_pulls = self._clock(), max(1, number)
+                bill.held_gets = bill.sent + number
                 return number
         return 0
+
+    def _renew(self, upstream: UpstreamSite, bill: Bill) -> None:
+        """Keep the reservation young: should we die, it counts until STEP_SECONDS from here."""
+        now = self._clock()
+        if now.since(bill.renewed) > STEP_SECONDS / 4:
+            held = bill.reservation
+            self._ledger.extend(held, bill.held_pulls, bill.held_gets, self._windows(upstream), now)
+            bill.renewed = now
 
     def _get(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:
         """Send one manifest GET and remember what it brought; the bill is kept whatever comes."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Final
 
 from prewarm.budget import Moment, Window, window_for, window_problem
 from prewarm.clock import Clock
@@ -25,7 +26,9 @@ from prewarm.report import Report, planned, problems_of, to_json
 from prewarm.settings import Newest, Pin, Settings
 from prewarm.tags import newest
 
-PROBE_REPOSITORY = "prewarm/probe"
+_KEPT: Final = 90 * 86400.0
+"""Seconds that runs, and manifests that no image needs any more, are remembered."""
+PROBE_REPOSITORY: Final = "prewarm/probe"
 """Where an upload is begun and cancelled to see that a mirror takes writes; it never shows."""
 
 
@@ -329,7 +332,22 @@ def record(session: Session, report: Report, *, whole: bool) -> None:
         _record_image(ledger, report.run, outcome, now)
     if whole:
         ledger.forget_states(report.started)
+        _tidy(session, report, now)
     ledger.finish_run(report.run, report.exit_code, json.dumps(to_json(report)), now)
+
+
+def _tidy(session: Session, report: Report, now: Moment) -> None:
+    """Forget what nobody will ask for; manifests in use and every window's pulls are kept."""
+    ledger = session.ledger
+    used: set[str] = set()
+    for outcome in report.outcomes:
+        seen = outcome.step.seen
+        used.update(seen.required, outcome.sizes, filter(None, (seen.key,)))
+        used.update(holding.digest for holding in outcome.holdings if holding.digest)
+    ledger.use_manifests(used, now)
+    ledger.forget_manifests(now.wall - _KEPT)
+    windows = [quota.window.seconds for quota in session.quotas().values()]
+    ledger.tidy(max(_KEPT, *(2 * seconds for seconds in windows)), now)
 
 
 def _record_image(ledger: Ledger, run: str, outcome: Outcome, now: Moment) -> None:
