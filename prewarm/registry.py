@@ -9,66 +9,51 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import os
 import random
 import re
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Generic, NoReturn, Self, TypeVar
-from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    NameResolutionError,
-    NewConnectionError,
-    ProtocolError,
-    ProxyError,
-    ReadTimeoutError,
-    SSLError,
-)
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
-from prewarm import __version__
 from prewarm.budget import Limit
-from prewarm.errors import RegistryError, UsageError
+from prewarm.errors import RegistryError
 from prewarm.headers import Challenge, content_range, next_link, parse_challenges, read_limit
 from prewarm.headers import retry_after as read_retry_after
 from prewarm.login import Login
 from prewarm.manifest import ACCEPT, Descriptor, Manifest, ManifestError, valid_digest
-from prewarm.proxies import is_loopback, proxy_for
+from prewarm.proxies import is_loopback
 from prewarm.refusals import Refusal, Request, Role, login_cure, refusal, role_code
-
-# At its lower levels urllib3 logs whole URLs, and a signed URL is a secret.
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+from prewarm.transport import (
+    CONNECT_TIMEOUT,
+    READ_TIMEOUT,
+    Blob,
+    Bucket,
+    Transport,
+    dispose,
+    read_some,
+)
 
 _T = TypeVar("_T")
 
 Credentials = Callable[[str], Login | None]
 """The login for a repository of the registry, None for anonymous."""
 
-CONNECT_TIMEOUT: Final = 10.0
-READ_TIMEOUT: Final = 30.0
-BLOB_TIMEOUT: Final = 60.0
-"""Seconds between two pieces of a blob."""
 MANIFEST_LIMIT: Final = 4 * 2**20
 """Bytes of a manifest: the limit of registry:2 and of skopeo."""
 
 _DOCUMENT_LIMIT: Final = 16 * 2**20
 _TOKEN_LIMIT: Final = 2**20
 _TRIES: Final = 4
-_POOLS: Final = 32
-"""Hosts to which connections are kept: the registry, its token server, its blob stores."""
 _RETRY_FOR: Final = 60.0
 """Seconds after which no further try is started."""
 _BACKOFF: Final = (0.2, 3.0)
@@ -141,27 +126,6 @@ class _Access:
     actions: str = "pull"
 
 
-class _Bucket:
-    """A token bucket of requests: a burst up to `per_minute` is not slowed."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._size = float(per_minute)
-        self._left = self._size
-        self._filled = time.monotonic()
-        self._lock = threading.Lock()
-
-    def take(self) -> None:
-        """Take one, waiting until it is there."""
-        with self._lock:
-            now = time.monotonic()
-            rate = self._size / 60
-            self._left = min(self._size, self._left + (now - self._filled) * rate) - 1
-            self._filled = now
-            wait = -self._left / rate
-        if wait > 0:
-            time.sleep(wait)
-
-
 class _Question(Generic[_T]):
     """A question that many threads have and one asks: those who waited share its answer or error.
 
@@ -207,280 +171,6 @@ def _again(error: RegistryError) -> RegistryError:
     )
 
 
-class _Transport:
-    """One request, one answer: pools of kept connections, TLS, proxies and timeouts."""
-
-    def __init__(
-        self,
-        role: Role,
-        ca: Path | None,
-        environ: Mapping[str, str],
-        connections: int,
-        timeouts: tuple[float, float],
-    ) -> None:
-        self.role = role
-        self._ca = ca
-        self._environ = environ
-        self._connections = connections
-        self._timeouts = timeouts
-        self._pools: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
-        self._lock = threading.Lock()
-        if ca is not None:
-            _ = self._tls  # a file that cannot be read is told at once
-
-    def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        where: str,
-        streamed: bool,
-    ) -> urllib3.BaseHTTPResponse:
-        """Send once and return the answer with its body unread; RegistryError if there is none."""
-        connect, read = self._timeouts
-        with self.failures(url, where):
-            return self._pool(url, streamed).request(
-                method,
-                url,
-                body=body,
-                headers={"User-Agent": f"prewarm/{__version__}", **headers},
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-                retries=False,
-                timeout=urllib3.Timeout(
-                    connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
-                ),
-            )
-
-    def failures(self, url: str, where: str) -> _Failures:
-        """Return a context in which urllib3's exceptions become RegistryErrors."""
-        return _Failures(self.role, url, where)
-
-    def close(self) -> None:
-        with self._lock:
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.clear()
-
-    def _pool(self, url: str, streamed: bool) -> urllib3.PoolManager:
-        """Return the pool for the URL's proxy.
-
-        Blobs have their own, that never blocks: who streams one may ask for a manifest meanwhile.
-        """
-        proxy = proxy_for(url, self._environ)
-        # Reading the system's CAs costs time, and a mirror on plain HTTP needs none.
-        secure = "https:" in (url[:6], (proxy or "")[:6])
-        with self._lock:
-            key = (proxy, streamed, secure)
-            if key not in self._pools:
-                tls = self._tls if secure else None
-                self._pools[key] = self._new_pool(proxy, tls, block=not streamed)
-            return self._pools[key]
-
-    def _new_pool(
-        self, proxy: str | None, tls: ssl.SSLContext | None, *, block: bool
-    ) -> urllib3.PoolManager:
-        if proxy is None:
-            return urllib3.PoolManager(
-                _POOLS, maxsize=self._connections, block=block, ssl_context=tls
-            )
-        parts = urlsplit(proxy)
-        if parts.scheme not in {"http", "https"}:
-            raise RegistryError(
-                role_code(self.role, "proxy"),
-                f"the proxy {parts.hostname} is of the kind {parts.scheme}, which is not known",
-                "give an http:// proxy in HTTPS_PROXY, or exclude the host in NO_PROXY",
-                answered=False,
-            )
-        headers = {}
-        if parts.username is not None:
-            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers = urllib3.make_headers(proxy_basic_auth=user)
-        bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
-        return urllib3.ProxyManager(
-            bare,
-            _POOLS,
-            proxy_headers=headers,
-            proxy_ssl_context=tls,
-            maxsize=self._connections,
-            block=block,
-            ssl_context=tls,
-        )
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        """The CAs of the system, or those that the environment names instead, and our own one."""
-        names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-        named = [(name, self._environ[name]) for name in names if self._environ.get(name)]
-        context = ssl.create_default_context() if not named else _bare_context()
-        if self._ca is not None:
-            named.append(("ca", str(self._ca)))
-        for name, path in named:
-            try:
-                if Path(path).is_dir():
-                    context.load_verify_locations(capath=path)
-                else:
-                    context.load_verify_locations(cafile=path)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "it holds no certificate"
-                raise UsageError(
-                    "ca", f"{name}: {path}: {reason}", "name a readable file of PEM certificates"
-                ) from None
-        return context
-
-
-def _bare_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-class _Failures:
-    """Turns what urllib3 raises into a RegistryError that names host, cause and cure."""
-
-    def __init__(self, role: Role, url: str, where: str) -> None:
-        self._role = role
-        self._where = where
-        parts = urlsplit(url)
-        self._host = parts.netloc.rpartition("@")[2]
-        self._plain = parts.scheme == "http"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if not isinstance(error, HTTPError | OSError | ValueError):
-            return
-        code, text, cure, sent = self._told(error)
-        # The cause may hold a URL or a proxy's password: it goes no further.
-        raise RegistryError(
-            role_code(self._role, code),
-            f"{self._where}: {self._host} {text}",
-            cure,
-            answered=sent,
-        ) from None
-
-    def _told(self, error: BaseException) -> tuple[str, str, str, bool]:
-        """Return code, text, cure, and whether the request may have reached the server."""
-        down = "check the address, the network and that the registry runs"
-        match error:
-            case ProxyError():
-                status = re.search(r"Tunnel connection failed: ([0-9]{3})", str(error))
-                answered = f"answered {status[1]}" if status else "cannot be reached"
-                return (
-                    "proxy",
-                    f"is behind a proxy that {answered}",
-                    "check HTTPS_PROXY, or exclude the host in NO_PROXY",
-                    False,
-                )
-            case NameResolutionError():
-                return "unreachable", "has no address: its name is not known", down, False
-            case NewConnectionError():
-                return "unreachable", _reason(error), down, False
-            case ConnectTimeoutError():
-                return "unreachable", "does not answer: connecting timed out", down, False
-            case SSLError():
-                return self._tls(error)
-            case ReadTimeoutError() | UrllibTimeoutError():
-                return "timeout", "was asked and did not answer in time", "try later", True
-            case ProtocolError():
-                return self._broken(error)
-            case _:
-                return "bad-answer", "cannot be asked or does not speak HTTP", down, True
-
-    def _tls(self, error: SSLError) -> tuple[str, str, str, bool]:
-        inner = next((arg for arg in error.args if isinstance(arg, ssl.SSLError)), None)
-        if isinstance(inner, ssl.SSLCertVerificationError):
-            return (
-                "tls",
-                f"shows a certificate that is not trusted: {inner.verify_message}",
-                "name its CA with ca:, or ask it by the name in its certificate",
-                False,
-            )
-        if re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL", str(error)):
-            return (
-                "plain-http",
-                "does not speak TLS on this port",
-                "write http:// there if plain HTTP is wanted, or give the TLS port",
-                False,
-            )
-        reason = getattr(inner, "reason", None) or "the connection ended"
-        return "tls", f"failed to speak TLS: {reason}", "check the TLS of the registry", True
-
-    def _broken(self, error: ProtocolError) -> tuple[str, str, str, bool]:
-        inner = error.args[1] if len(error.args) > 1 else None
-        if isinstance(inner, TimeoutError):
-            return "timeout", "was asked and did not answer in time", "try later", True
-        if self._plain and "BadStatusLine" in repr(inner):
-            return "bad-answer", "does not speak HTTP", "check the address and port", True
-        return "reset", "broke the connection off", "try later, or look at its own log", True
-
-
-def _reason(error: NewConnectionError) -> str:
-    cause = error.__cause__
-    if isinstance(cause, ConnectionRefusedError):
-        return "refuses connections"
-    if isinstance(cause, OSError) and not isinstance(cause, socket.gaierror) and cause.strerror:
-        return f"cannot be reached: {cause.strerror.lower()}"
-    return "cannot be reached"
-
-
-class Blob:
-    """A blob as it comes: `size` bytes of it in all, the rest from `start` on to be read.
-
-    Reading raises RegistryError; the digest is for the reader to check.
-    """
-
-    def __init__(
-        self,
-        response: urllib3.BaseHTTPResponse,
-        failures: _Failures,
-        size: int | None,
-        skip: int = 0,
-    ) -> None:
-        self._response = response
-        self._failures = failures
-        self.size = size
-        """Bytes of the whole blob, also where reading began later; None if the server hides it."""
-        while skip > 0 and (piece := self.read(min(skip, _CHUNK))):
-            skip -= len(piece)
-
-    def read(self, amount: int = _CHUNK) -> bytes:
-        """Return what has come, at least one byte and at most `amount`; nothing at the end."""
-        with self._failures:
-            return _read_some(self._response, amount)
-
-    def __iter__(self) -> Iterator[bytes]:
-        while piece := self.read():
-            yield piece
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the connection back, or end it where the blob was not read to its end."""
-        _dispose(self._response)
-
-
-def _read_some(response: urllib3.BaseHTTPResponse, amount: int) -> bytes:
-    # read1 came with urllib3 2.1; read waits until all of `amount` is there.
-    read = getattr(response, "read1", response.read)
-    return bytes(read(amount, decode_content=False) or b"")
-
-
-def _dispose(response: urllib3.BaseHTTPResponse) -> None:
-    response.close()
-    response.release_conn()
-
-
 class Registry:
     """One registry, upstream or mirror, for many threads.
 
@@ -514,9 +204,9 @@ class Registry:
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         self._realm = realm.lower() if realm else None
         self._credentials = credentials
-        self._bucket = _Bucket(heads_per_minute) if heads_per_minute else None
+        self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
         self._read_timeout = read_timeout
-        self._transport = _Transport(
+        self._transport = Transport(
             role,
             ca,
             os.environ if environ is None else environ,
@@ -700,7 +390,7 @@ class Registry:
         try:
             return self._blob(access, response, url, start)
         except BaseException:
-            _dispose(response)
+            dispose(response)
             raise
 
     def _blob(
@@ -1113,13 +803,13 @@ class Registry:
         left = limit + 1
         try:
             with self._transport.failures(url, self._where(access)):
-                while left > 0 and (piece := _read_some(response, min(left, _CHUNK))):
+                while left > 0 and (piece := read_some(response, min(left, _CHUNK))):
                     pieces.append(piece)
                     left -= len(piece)
                     if time.monotonic() > deadline:
                         raise UrllibTimeoutError("the body came too slowly")
         finally:
-            _dispose(response)
+            dispose(response)
         if left <= 0 and response.status < 300:
             code = "bad-manifest" if access.request == "manifest" else "bad-answer"
             size = f"{limit // 2**20} MiB"
