@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +62,7 @@ _LONGEST_WAIT: Final = 30.0
 _REDIRECTS: Final = 5
 _TAG_PAGES: Final = 1000
 _SCOPES_PER_TOKEN: Final = 20
+_TOKENS_AT_ONCE: Final = 8
 _CHUNK: Final = 256 * 1024
 _RETRIED_CODES: Final = frozenset({"unreachable", "timeout", "reset"})
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
@@ -426,9 +428,14 @@ class Registry:
                 by_login.setdefault(self._login(repository), []).append(repository)
             except RegistryError:
                 continue
-        for login, group in by_login.items():
-            for first in range(0, len(group), _SCOPES_PER_TOKEN):
-                self._authorize(bearer, login, group[first : first + _SCOPES_PER_TOKEN])
+        batches = [
+            (login, group[first : first + _SCOPES_PER_TOKEN])
+            for login, group in by_login.items()
+            for first in range(0, len(group), _SCOPES_PER_TOKEN)
+        ]
+        if batches:
+            with ThreadPoolExecutor(min(len(batches), _TOKENS_AT_ONCE), "token") as pool:
+                list(pool.map(lambda batch: self._authorize(bearer, *batch), batches))
 
     def _authorize(self, bearer: Challenge, login: Login | None, repositories: list[str]) -> None:
         accesses = [_Access("head", repository) for repository in repositories]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ OLDEST: Final = (1, 9)
 """Debian 12's; `--preserve-digests` and pushing by digest are as tested from here on."""
 
 _GRACE = 5.0
+_LOOK = 0.2
+"""Seconds between two looks whether the run is to end."""
 _KEPT_STDERR = 1 << 20
 _PASSED_ON: Final = frozenset(
     name
@@ -123,45 +127,43 @@ def run(
     command: tuple[str, ...], environment: Mapping[str, str], timeout: float, stop: threading.Event
 ) -> Result:
     """Run skopeo to its end, its timeout or until `stop` is set, in a process group of its own."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=dict(environment),
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PrewarmError(
+            "skopeo-missing",
+            f"{command[0]} does not start: {error.strerror}",
+            "run again; if it stays so, install skopeo anew",
+        ) from error
     assert process.stderr is not None
     lines = bytearray()
-    reader = threading.Thread(target=_collect, args=(process.stderr, lines), daemon=True)
-    reader.start()
-    waited = 0.0
+    deadline = time.monotonic() + timeout + _GRACE
     stopped = False
-    # skopeo has its own timeout; ours is the second line, should it not keep to that.
-    while process.poll() is None:
-        try:
-            process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            waited += 0.2
-            stopped = stop.is_set()
-            if stopped or waited > timeout + 30:
+    # The end of its stderr is the end of skopeo, and told at once, where wait() would look for it
+    # in steps. skopeo has its own timeout; ours is the second line, should it not keep to that.
+    with process.stderr as pipe:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        while process.poll() is None or ready.poll(0):
+            if ready.poll(_LOOK * 1000):
+                chunk = os.read(pipe.fileno(), 65536)
+                if not chunk:
+                    break
+                lines += chunk
+                if len(lines) > _KEPT_STDERR:
+                    del lines[: -_KEPT_STDERR // 2]
+            if stop.is_set() or time.monotonic() > deadline:
+                stopped = stop.is_set()
                 _end(process)
-    reader.join(_GRACE)
-    process.stderr.close()
-    return Result(process.returncode, lines.decode(errors="replace"), stopped)
-
-
-def _collect(pipe: object, lines: bytearray) -> None:
-    """Read the child's stderr as it comes, so that a full pipe never stops it; keep its end."""
-    read = getattr(pipe, "read1", None)
-    assert read is not None
-    try:
-        while chunk := read(65536):
-            lines += chunk
-            if len(lines) > _KEPT_STDERR:
-                del lines[: len(lines) - _KEPT_STDERR // 2]
-    except ValueError:
-        pass
+                break
+    return Result(process.wait(), lines.decode(errors="replace"), stopped)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -184,7 +186,9 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         r"no space left|status: 500|invalid status code from registry 500|\"Err\":28",
         "mirror-full",
         "the mirror answered 500 to an upload, as it does when its disk is full",
-        "free space on the mirror (prewarm prune, then garbage-collect) or look at its log",
+        # registry:2 refuses to cancel an upload of which it wrote some bytes (measured on 2.8.2).
+        "free space on it: delete the _uploads folders in its storage, where the broken upload "
+        "lies, then prewarm prune and garbage-collect; else look at its log",
     ),
     (
         r"\b405\b|unsupported|[Mm]ethod not allowed",
@@ -256,8 +260,10 @@ def last_words(stderr: str) -> str:
 def failure(stderr: str, where: str) -> PrewarmError:
     """Return what a failed copy to `where` means."""
     words = last_words(stderr)
+    # The names of images, which anybody may have chosen, say nothing about the cause.
+    nameless = re.sub(r'(?!i/o )[^\s",]+/[^\s",]*', "…", words)
     for pattern, code, cause, cure in _CAUSES:
-        if re.search(pattern, words):
+        if re.search(pattern, nameless):
             return PrewarmError(code, f"{where}: {cause} (skopeo: {words})", cure)
     return PrewarmError(
         "copy", f"{where}: skopeo failed: {words or 'without a word'}", "run again with -v"
@@ -267,9 +273,10 @@ def failure(stderr: str, where: str) -> PrewarmError:
 def open_uploads(stderr: str) -> tuple[str, ...]:
     """Return the URLs of uploads that skopeo began and did not finish, from its debug lines.
 
-    An upload is finished by a PUT to its URL. Left open, its bytes keep the mirror's disk full
-    until the mirror purges them, a week later by default.
+    An upload is finished by a PUT to its URL, if that succeeds. Left open, its bytes keep the
+    mirror's disk full until the mirror purges them, a week later by default.
     """
+    complete = set(re.findall(r"Upload of layer sha256:([0-9a-f]{64}) complete", stderr))
     last: dict[str, str] = {}
     finished: set[str] = set()
     for method, url in re.findall(
@@ -277,6 +284,7 @@ def open_uploads(stderr: str) -> tuple[str, ...]:
     ):
         upload = url.partition("?")[0]
         last[upload] = url
-        if method == "PUT":
+        digest = re.search(r"[?&]digest=sha256(?::|%3A)([0-9a-f]{64})", url)
+        if method == "PUT" and digest and digest[1] in complete:
             finished.add(upload)
     return tuple(url for upload, url in last.items() if upload not in finished)

@@ -94,7 +94,7 @@ class Host:
 
     def ledger(self) -> list[tuple[str, int, int]]:
         """Return repository, pulls and GETs of every row that the ledger charges."""
-        with self._sql() as sql:
+        with self.sql() as sql:
             rows = sql.execute("SELECT repository, pulls, gets FROM pulls ORDER BY reserved, id")
             return [(str(name), int(pulls), int(gets)) for name, pulls, gets in rows]
 
@@ -103,14 +103,14 @@ class Host:
 
     def let_time_pass(self, seconds: float) -> None:
         """Make what the ledger holds so much older."""
-        with self._sql() as sql, sql:
+        with self.sql() as sql, sql:
             sql.execute(
                 "UPDATE pulls SET settled = settled - :s, reserved = reserved - :s",
                 {"s": seconds},
             )
 
     @contextmanager
-    def _sql(self) -> Iterator[sqlite3.Connection]:
+    def sql(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.state, timeout=10)) as sql:
             yield sql
 

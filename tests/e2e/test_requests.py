@@ -122,7 +122,9 @@ def test_sync_five_tags_of_a_digest_sends_two_gets_and_tags_all(host: Host, box:
     assert [action for _, action in done.actions] == ["copy", "tag", "tag", "tag", "tag"]
     assert host.charged() == 1
     assert box.mirrors[0].tags("library/app") == sorted(tags)
-    assert {host.pulled("library/app", f":{tag}", AMD) for tag in tags} == {image.child(AMD).digest}
+    on_mirror = {box.mirrors[0].storage.digest("library/app", tag) for tag in tags}
+    assert len(on_mirror) == 1
+    assert host.pulled("library/app", ":stable", AMD) == image.child(AMD).digest
 
 
 @pytest.mark.parametrize("media", ["oci", "docker"])
@@ -176,9 +178,8 @@ def test_sync_some_platforms_charges_each_and_keeps_them_alone(
     assert index["annotations"]["io.prewarm.upstream.digest"] == image.digest
     for child in kept:
         assert_whole(box, "library/app", child)
-    for child in (AMD, ARM, S390):
-        if child in wanted:
-            assert host.pulled("library/app", ":1", child) == image.child(child).digest
+    for platform in set(wanted) - {ARMV7}:
+        assert host.pulled("library/app", ":1", platform) == image.child(platform).digest
 
 
 def test_sync_wanted_platform_that_the_image_lacks_is_left_out(host: Host, box: Sandbox) -> None:
@@ -329,7 +330,7 @@ def test_sync_layer_shared_by_eight_images_crosses_the_network_once(
     host: Host, box: Sandbox, parallel: int
 ) -> None:
     base = Layer("base", 200_000)
-    images = [box.push(f"library/app{n}", "1", layers=[base], single=True) for n in range(9)]
+    images = [box.push(f"library/app{n}", "1", layers=[base]).child(AMD) for n in range(9)]
     shared = digest_of(images[0].blobs[1])
     assert all(digest_of(image.blobs[1]) == shared for image in images)
     limits = {"parallel": parallel}

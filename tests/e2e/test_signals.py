@@ -1,0 +1,131 @@
+"""A run that is ended, cleanly or not, keeps what it finished and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from tests.e2e.host import Host, digest_of, wait_until
+from tests.sandbox import Fault, Image, Sandbox
+from tests.support.process import start_prewarm
+
+AMD, ARM = "linux/amd64", "linux/arm64"
+PINS = [f"app{n}:1" for n in range(5)]
+STUCK = 2
+"""The image whose layer does not come."""
+
+
+class Running:
+    """A sync of which two images are finished and the third waits for its layer."""
+
+    def __init__(self, host: Host, process: Popen[str], images: list[Image], tmp: Path) -> None:
+        self.host, self.process, self.images, self.temporary = host, process, images, tmp
+
+    def skopeos(self) -> list[int]:
+        """Return the skopeo processes that copy this run's images, also orphaned ones."""
+        mirror = self.host.box.taps[0].url.removeprefix("http://").encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if words[0].endswith(b"skopeo") and any(mirror in word for word in words):
+                    found.append(int(entry.name))
+        return found
+
+    def end(self, number: signal.Signals) -> tuple[str, str, float]:
+        """Send the signal; return what was said and after how many seconds it was over."""
+        sent = time.monotonic()
+        self.process.send_signal(number)
+        stdout, stderr = self.process.communicate(timeout=20)
+        return stdout, stderr, time.monotonic() - sent
+
+
+@contextmanager
+def running(host: Host) -> Iterator[Running]:
+    box = host.box
+    images = [box.push(f"library/app{n}", "1", platforms=[AMD, ARM]) for n in range(len(PINS))]
+    host.configure(PINS, limits={"parallel": 1})
+    layer = digest_of(images[STUCK].child(AMD).blobs[1])
+    box.hub.cdn.faults.add(Fault("GET", f"*{layer[7:]}*", hang=60, count=None))
+    temporary = host.folder / "tmp"
+    temporary.mkdir()
+    with start_prewarm(
+        ["sync", "--json"], host.folder, config=host.config, env={"TMPDIR": str(temporary)}
+    ) as process:
+        try:
+            wait_until(
+                lambda: any(layer[7:] in entry.path for entry in list(box.hub.cdn.access)),
+                "request for the slow layer",
+            )
+            run = Running(host, process, images, temporary)
+            assert run.skopeos()
+            assert list(temporary.iterdir())
+            yield run
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def host(box: Sandbox, tmp_path: Path) -> Host:
+    return Host(tmp_path, box)
+
+
+def assert_resumes(run: Running) -> None:
+    """The next run copies only the rest and repeats no GET."""
+    box = run.host.box
+    before = [entry.reference for entry in box.hub.access.gets()]
+    assert box.mirrors[0].catalog()[:2] == ["library/app0", "library/app1"]
+    box.hub.cdn.faults.clear()
+    done = run.host.sync()
+    assert done.named("fresh") == PINS[:2]
+    assert sorted([*done.named("copy"), *done.named("tag")]) == PINS[2:]
+    paid = [*before, *done.digests()]
+    wanted = [digest for i in run.images for digest in (i.digest, i.child(AMD).digest)]
+    assert sorted(paid) == sorted(wanted)
+    assert run.host.charged() == len(PINS)
+    assert run.host.sync().named("fresh") == PINS
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sync_signalled_ends_cleanly_and_resumes(
+    host: Host, number: signal.Signals, code: int
+) -> None:
+    with running(host) as run:
+        stdout, stderr, seconds = run.end(number)
+        assert run.process.returncode == code
+        assert seconds < 8
+        assert run.skopeos() == []
+        assert list(run.temporary.iterdir()) == []
+        assert "Traceback" not in stderr
+        assert '"interrupted"' in stdout
+        assert_resumes(run)
+
+
+def test_sync_signalled_records_what_was_finished(host: Host) -> None:
+    with running(host) as run:
+        run.end(signal.SIGTERM)
+    told = host.run("status", "--json").json
+    assert told["images"]["fresh"] == 2
+    assert told["last_sync"]["copied"] == 2
+    assert told["last_sync"]["deferred"] == 3
+    # The broken upload is not what the next run finds on the mirror.
+    assert host.box.mirrors[0].tags(f"library/app{STUCK}") == []
+
+
+def test_sync_killed_leaves_a_usable_state_and_no_skopeo(host: Host) -> None:
+    with running(host) as run:
+        run.end(signal.SIGKILL)
+        assert run.process.returncode == -signal.SIGKILL
+        # Its source, the gate, died with us.
+        wait_until(lambda: not run.skopeos(), "end of skopeo", seconds=15)
+        assert host.run("status").returncode == 0
+        assert_resumes(run)
