@@ -701,7 +701,7 @@ def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
     old, used = Manifest(OCI_MANIFEST, b'{"a": 1}'), Manifest(OCI_MANIFEST, b'{"b": \xff}')
     ledger.keep_manifest(old, at(0))
     ledger.keep_manifest(used, at(0))
-    assert ledger.manifest(used.digest, at(100)) == used
+    ledger.use_manifests((used.digest, "sha256:" + "0" * 64), at(100))
     assert ledger.manifest(old.digest) == old
     assert ledger.forget_manifests(unused_since=at(50).wall) == 1
     assert ledger.manifest(old.digest) is None

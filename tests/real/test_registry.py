@@ -20,7 +20,8 @@ from prewarm import registry as module
 from prewarm.errors import RegistryError, UsageError
 from prewarm.login import Login
 from prewarm.manifest import ACCEPT, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
-from prewarm.registry import Blob, Registry
+from prewarm.registry import Registry
+from prewarm.transport import Blob
 from tests.real.scripted import Script, Scripted, bearer, error, query, reply, token
 from tests.sandbox import Fault, Image, Quota, Sandbox, build_image, push
 from tests.sandbox import Registry as RealRegistry

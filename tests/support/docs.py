@@ -1,0 +1,157 @@
+"""Writes the pages of the docs that come from the code: `python -m tests.support.docs`.
+
+docs/configuration.md comes from the keys in prewarm/schema.py, docs/commands.md from the command
+line itself; a test compares both with what is on disk.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+
+from prewarm.cli import cli
+from prewarm.schema import FILE, Key, every_key
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+_WRITTEN: Final = "<!-- Written by `python -m tests.support.docs`; change {source} instead. -->\n\n"
+NOT_YET: Final = (
+    "mirrors[].client_url",
+    "mirrors[].max_size",
+    "mirrors[].keep",
+    "gitlab",
+    "skip",
+    "limits.pulls_per_project",
+    "recheck",
+    "schedule",
+    "timezone",
+    "metrics",
+    "notify",
+)
+"""Keys that are read and checked, and that nothing acts on yet."""
+
+_CONFIGURATION: Final = """\
+# images.yml, key by key
+
+`prewarm init` writes a commented file to start from, `prewarm check` names everything that is wrong
+with it, each with its line and its cure. It is read from `--config`, else `$PREWARM_CONFIG`, else
+`./images.yml`, else `/etc/prewarm/images.yml`. The JSON Schema for editors is
+[images.schema.json](../prewarm/images.schema.json).
+
+- Durations are `90s`, `15m`, `6h`, `14d` or `2w`; sizes `10GiB` (binary) or `500MB` (decimal).
+- Scalars keep their spelling: `tags: [3.10]` is the tag 3.10.
+- Short names are docker.io's: `golang` is `docker.io/library/golang:latest`.
+- Secrets are never in this file; a URL with a password is refused.
+- Keys marked *later* are checked already, but nothing acts on them in this version. A sync refuses
+  `mode: pull-through` and a `postgresql://` state.
+"""
+_COMMANDS: Final = """\
+# Commands
+
+Results go to stdout, progress and log to stderr; a progress bar is shown only on a terminal, and
+`NO_COLOR` is honoured.
+
+| exit | meaning |
+| --- | --- |
+| 0 | all done; what waits for the budget is no failure (`explain`: the image is warm) |
+| 1 | something needs you, the rest was done (`explain`: not warm; `--strict`: any problem) |
+| 2 | wrong usage or configuration, or a state that cannot be used: nothing was done |
+| 3 | a bug of prewarm: please report it with the traceback |
+| 75 | another sync holds the state or one of the mirrors |
+| 130, 143 | interrupted, terminated: what was finished is recorded, the rest stays resumable |
+"""
+
+
+def configuration() -> str:
+    """Return docs/configuration.md."""
+    parts = [_WRITTEN.format(source="prewarm/schema.py"), _CONFIGURATION]
+    parts += ["\n" + "\n".join(_section(key)) + "\n" for key in FILE.keys]
+    return "".join(parts)
+
+
+def _section(key: Key) -> Iterator[str]:
+    yield f"## {key.name}"
+    yield ""
+    yield _sentence(key) + (" *Later.*" if key.name in NOT_YET else "")
+    if key.example:
+        yield ""
+        yield f"```yaml\n{key.name}: {key.example}\n```"
+    inner = list(every_key(key.kind, key.name))
+    if inner:
+        yield ""
+        yield "| key | meaning | example | default |"
+        yield "| --- | --- | --- | --- |"
+    for path, one in inner:
+        later = " *(later)*" if path in NOT_YET else ""
+        meaning = _cell(one.meaning) + (", required" if one.required else "") + later
+        example = f"`{one.example}`" if one.example else ""
+        yield f"| `{path}` | {meaning} | {example} | {_cell(one.default)} |"
+
+
+def _sentence(key: Key) -> str:
+    told = _cell(key.meaning)
+    if key.required:
+        told += " Required."
+    if key.default not in ("", "[]"):
+        told += f" Default: {key.default}."
+    return told
+
+
+def _cell(text: str) -> str:
+    """Return the text as Markdown shows it literally, in a table too."""
+    return re.sub(r"([|*<])", r"\\\1", text)
+
+
+def commands() -> str:
+    """Return docs/commands.md."""
+    parts = [_WRITTEN.format(source="prewarm/cli.py"), _COMMANDS, "\n## Global options\n\n"]
+    parts.append("Before the command: `prewarm --config FILE sync`.\n\n")
+    parts.append(_options(cli))
+    for name, command in cli.commands.items():
+        usage = " ".join(["prewarm", name, *_arguments(command)])
+        parts.append(f"\n## {name}\n\n`{usage}`\n\n")
+        parts.append(inspect.cleandoc(command.help or "") + "\n")
+        if options := _options(command):
+            parts.append("\n" + options)
+    return "".join(parts)
+
+
+def _arguments(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            yield parameter.metavar or str(parameter.name).upper()
+    if _options(command):
+        yield "[OPTIONS]"
+
+
+def _options(command: click.Command) -> str:
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    if not options:
+        return ""
+    rows = [f"| `{_spelling(one)}` | {_cell(one.help or '')} |\n" for one in options]
+    return "| option | what it does |\n| --- | --- |\n" + "".join(rows)
+
+
+def _spelling(option: click.Option) -> str:
+    names = ", ".join((*option.opts, *option.secondary_opts))
+    if option.is_flag or option.count:
+        return names
+    choices = getattr(option.type, "choices", None)
+    value = option.metavar or ("\\|".join(choices) if choices else option.type.name.upper())
+    return f"{names} {value}"
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "configuration.md": configuration,
+    "commands.md": commands,
+}
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+        click.echo(f"wrote docs/{name}")

@@ -1,0 +1,210 @@
+"""The docs tell what the code does: commands, options, keys, codes, examples and links."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from prewarm.cli import cli
+from prewarm.config import load
+from prewarm.refusals import role_code
+from prewarm.schema import every_key
+from tests.support.docs import DOCS, NOT_YET, PAGES
+
+ROOT = DOCS.parent
+README = ROOT / "README.md"
+MODULES = sorted((ROOT / "prewarm").glob("*.py"))
+TEXTS = [README, *sorted(DOCS.glob("*.md"))]
+CODE = re.compile(r"[a-z]+(-[a-z]+)*")
+CODE_ARGUMENTS = {
+    "PrewarmError": 0,
+    "UsageError": 0,
+    "AlreadyRunningError": 0,
+    "RegistryError": 0,
+    "Failure": 0,
+    "Refusal": 0,
+    "_error": 0,
+    "role_code": 1,
+    "Problem": 1,
+    "Skip": 2,
+    "Tag": 2,
+    "Copy": 3,
+    "Defer": 3,
+}
+"""Where the code stands in a call of each name."""
+
+
+def codes_in(source: str) -> set[str]:
+    """Return the codes that a module can report: in calls, in `code`, in tables and returns."""
+    found: set[str] = set()
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name), args=args):
+                place = CODE_ARGUMENTS.get(name)
+                if place is not None and place < len(args):
+                    found.update(texts(args[place]))
+            case ast.Assign(targets=[ast.Name("code")], value=value):
+                found.update(texts(value))
+            case ast.AnnAssign(target=ast.Name("code"), value=ast.Constant() as value):
+                found.update(texts(value))
+            case ast.Return(value=ast.Tuple(elts=elements)):
+                found.update(told(elements))
+    for statement in tree.body:
+        if isinstance(statement, ast.AnnAssign | ast.Assign) and statement.value is not None:
+            for node in ast.walk(statement.value):
+                if isinstance(node, ast.Tuple):
+                    found.update(told(node.elts))
+    return found
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    match node:
+        case ast.Constant(str(text)) if CODE.fullmatch(text):
+            yield text
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from texts(body)
+            yield from texts(orelse)
+        case _:
+            pass
+
+
+def told(elements: list[ast.expr]) -> Iterator[str]:
+    """Yield what stands right before a text for people."""
+    for element, after in pairwise(elements):
+        match after:
+            case ast.JoinedStr() | ast.Call():
+                yield from texts(element)
+            case ast.Constant(str(text)) if " " in text:
+                yield from texts(element)
+            case _:
+                pass
+
+
+def documented() -> set[str]:
+    page = (DOCS / "codes.md").read_text()
+    return set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE))
+
+
+def used() -> dict[str, set[str]]:
+    """Return the codes of the code, and the modules where each stands."""
+    found: dict[str, set[str]] = {}
+    for module in MODULES:
+        for code in codes_in(module.read_text()):
+            found.setdefault(code, set()).add(module.name)
+    return found
+
+
+def test_codes_in_finds_every_way_a_code_is_written() -> None:
+    source = """
+LIMITS = (("x", "table", "a cause", "a cure"),)
+class Fresh:
+    code: str = "default"
+def f(self, ok):
+    code = "one" if ok else "other"
+    raise UsageError("usage-error", "text", "cure")
+    self._error("own", access, "text", "cure")
+    Defer(want, seen, None, "later", f"{ok}")
+    return "returned", f"text {ok}"
+"""
+    assert codes_in(source) == {
+        "table",
+        "default",
+        "one",
+        "other",
+        "usage-error",
+        "own",
+        "later",
+        "returned",
+    }
+
+
+def test_codes_page_has_every_code_of_the_code() -> None:
+    known = documented()
+    missing = {
+        code: places
+        for code, places in used().items()
+        if not {code, code.removeprefix("mirror-"), role_code("mirror", code)} & known
+    }
+    assert missing == {}, "describe them in docs/codes.md"
+
+
+def test_codes_page_has_no_code_that_is_not_used() -> None:
+    codes = used().keys()
+    possible = codes | {role_code("mirror", code) for code in codes}
+    assert documented() - possible == set()
+
+
+@pytest.mark.parametrize(("name", "page"), PAGES.items(), ids=PAGES)
+def test_generated_page_equals_what_the_code_says(name: str, page: Callable[[], str]) -> None:
+    assert (DOCS / name).read_text() == page(), "python -m tests.support.docs"
+
+
+def test_commands_page_has_every_command_and_option() -> None:
+    page = (DOCS / "commands.md").read_text()
+    head, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    described = {section.partition("\n")[0]: section for section in sections}
+    assert head.count("| ") > 0
+    for name, command in {"Global options": cli, **cli.commands}.items():
+        for parameter in command.params:
+            for spelling in parameter.opts if parameter.param_type_name == "option" else ():
+                assert f"`{spelling}" in described[name] or f", {spelling}" in described[name]
+
+
+def test_every_command_has_help() -> None:
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_docs_name_only_commands_that_exist(path: Path) -> None:
+    """A command to type begins a code span or a line of a console block."""
+    typed = re.findall(r"(?:^\$ |`)prewarm (?:-\S+ )*([a-z]+)", path.read_text(), re.MULTILINE)
+    assert set(typed) <= cli.commands.keys()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_docs_link_only_to_what_is_there(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    assert [
+        link
+        for link in links
+        if not link.startswith("https://") and not (path.parent / link).exists()
+    ] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_docs_name_only_codes_that_exist_where_one_is_explained(path: Path) -> None:
+    explained = re.findall(r"^\*\*`([a-z-]+)`", path.read_text(), re.MULTILINE)
+    known = documented()
+    assert set(explained) <= known | {role_code("mirror", code) for code in known}
+
+
+def test_keys_that_wait_are_keys_of_the_file() -> None:
+    assert set(NOT_YET) <= {path for path, _ in every_key()}
+
+
+def test_readme_example_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    file = tmp_path / "images.yml"
+    file.write_text(example)
+    settings = load(file)
+    assert settings.problems == ()
+    assert len(settings.pins) == 5
+
+
+def test_readme_lists_every_command_that_is_missing_or_there() -> None:
+    """What a command does is told in the table; what is not there yet is named as such."""
+    text = README.read_text()
+    waiting = set(re.findall(r"`([a-z-]+)`", text.partition("Not yet:")[2].partition("\n\n")[0]))
+    assert waiting.isdisjoint(cli.commands)
+    for name in cli.commands:
+        assert f"`prewarm {name}" in text, name
