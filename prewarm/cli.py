@@ -25,6 +25,7 @@ from prewarm import __version__
 from prewarm.errors import ConfigError, PrewarmError, UsageError
 
 if TYPE_CHECKING:
+    from prewarm.errors import Problem
     from prewarm.ledger import Ledger
     from prewarm.report import Report
     from prewarm.settings import Settings
@@ -88,6 +89,8 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float
         return float(parse_duration(value))
     except Refused as error:
         raise click.BadParameter(f"{error.problem}; {error.cure}") from error
+    except ValueError as error:
+        raise click.BadParameter("not a duration; write one such as 90s or 2h") from error
 
 
 @cli.command()
@@ -234,15 +237,20 @@ def check(options: Global, file: str | None) -> int:
     try:
         settings = load(path)
     except ConfigError as error:
-        click.echo("\n".join(map(str, error.problems)))
+        click.echo("\n".join(map(_problem_line, error.problems)))
         return error.exit_code
     for problem in settings.problems:
-        click.echo(str(problem))
+        click.echo(_problem_line(problem))
     if settings.problems:
         return UsageError.exit_code
     pins = len(settings.pins)
     click.echo(f"{path}: good, {pins} {'pin' if pins == 1 else 'pins'}")
     return 0
+
+
+def _problem_line(problem: Problem) -> str:
+    """Return a problem of images.yml as `FILE:LINE: key: problem, cure` (CONTRACT, 1)."""
+    return ", ".join(filter(None, (f"{problem.where}: {problem.problem}", problem.cure)))
 
 
 @cli.command()
@@ -374,15 +382,17 @@ def _guarded(command: Callable[[], object]) -> int:
         error.show()
         code = UsageError.exit_code
     except ConfigError as error:
-        _tell("\n".join(map(str, error.problems)))
+        for problem in error.problems:
+            _tell(_problem_line(problem))
         code = error.exit_code
     except PrewarmError as error:
-        _tell(f"{error.text}; {error.cure}")
+        _tell(f"prewarm: {error.text}; {error.cure}")
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output has gone: nothing to tell, and nowhere to tell it.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has gone (click then exits by itself): nothing to tell, and
+        # nowhere to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
     except Exception:
@@ -395,4 +405,4 @@ def _guarded(command: Callable[[], object]) -> int:
 
 def _tell(text: str) -> None:
     """Write an error for people; control characters cannot fool a terminal."""
-    log.error("%s", re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", f"prewarm: {text}"))
+    log.error("%s", re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text))

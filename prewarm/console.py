@@ -15,7 +15,7 @@ import click
 
 from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
-from prewarm.report import Report, platforms_of, sentence, size_words, to_json, when
+from prewarm.report import Report, platforms_of, pulls_words, sentence, size_words, to_json, when
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -52,8 +52,8 @@ def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
         _table(("image", "action", "pulls", "size", "platforms", "why"), rows)
     for problem in report.problems:
         colour = "red" if problem.severity == "error" else "yellow"
-        click.echo(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
-    click.echo(sentence(report))
+        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _say(sentence(report))
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def show_status(status: Status, *, as_json: bool) -> None:
         _say(
             f"last sync {last['finished']}, exit {last['exit']}: {last['copied']} copied, "
             f"{last['tagged']} tagged, {last['fresh']} fresh, {last['deferred']} deferred, "
-            f"{last['skipped']} skipped, {last['failed']} failed, {last['pulls']} pulls"
+            f"{last['skipped']} skipped, {last['failed']} failed, {pulls_words(last['pulls'])}"
         )
         for problem in last["problems"]:
             line = f"{problem['where']}: {problem['problem']}; {problem['cure']}"
@@ -184,7 +184,7 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
         _say(printable(f"  {url}: {mirror['state']} {mirror['digest'] or ''}{error}".rstrip()))
     last = told["last_copy"]
     if last:
-        _say(f"  last copy {last['at']}: {last['pulls']} pulls, {size_words(last['bytes'])}")
+        _say(f"  last copy {last['at']}: {pulls_words(last['pulls'])}, {size_words(last['bytes'])}")
     coming = told["next"]
     if coming:
         until = f" until {coming['until']}" if coming["until"] else ""
@@ -214,7 +214,7 @@ class _Lines:
 
 def _line(outcome: Outcome) -> str:
     step = outcome.step
-    spent = f", {outcome.pulls} pulls" if outcome.pulls else ""
+    spent = f", {pulls_words(outcome.pulls)}" if outcome.pulls else ""
     moved = f", {size_words(outcome.moved)} in {outcome.seconds:.1f} s" if outcome.moved else ""
     return f"{action(step)} {step.want.reference}{spent}{moved}: {step.reason}"
 

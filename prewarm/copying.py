@@ -7,12 +7,15 @@ lacks, by digest and through the gate, put the index under its tag, and look whe
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 from prewarm import skopeo
@@ -22,7 +25,16 @@ from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.image import Image
 from prewarm.ledger import Ledger
 from prewarm.manifest import Manifest, ManifestError
-from prewarm.observe import MirrorSite, Observer, UpstreamSite, unsupported, words
+from prewarm.observe import (
+    MirrorSite,
+    Observer,
+    UpstreamSite,
+    bug,
+    concerns_all,
+    required_of,
+    unsupported,
+    words,
+)
 from prewarm.order import Moving, Turns
 from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, normalise
@@ -30,10 +42,14 @@ from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
 from prewarm.settings import Limits
 
+log = logging.getLogger("prewarm")
+
 _CONFIG_MAX: Final = 4 << 20
 _SLOWEST: Final = 500_000
 """Bytes per second: a copy that is slower on the whole is given up."""
 _BASE_TIMEOUT: Final = 600.0
+_WRITING: Final = 3.0
+"""Seconds that a mirror may take to have a blob of which it got the last byte."""
 _TRIES: Final = 2
 """Of a copy whose connection broke: manifests are at hand, so a second try costs no pull."""
 
@@ -127,6 +143,14 @@ class Carrier:
         for step in plan.steps:
             if isinstance(step, Copy | Tag):
                 groups.setdefault((step.want.reference.name, step.seen.key), []).append(step)
+        if groups:
+            lost = {
+                (holding.mirror, digest)
+                for step in plan.steps
+                for holding in step.seen.holdings
+                for digest in holding.lost
+            }
+            self._remember_blobs(lost)
         self.progress.begin(sum(map(len, groups.values())))
         with ThreadPoolExecutor(self.limits.parallel, "copy") as pool:
             turns = self._turns.issue(len(groups))
@@ -166,6 +190,10 @@ class Carrier:
                 ended = Defer(step.want, step.seen, None, error.code, error.text)
             else:
                 ended = Fail(step.want, step.seen, error.failure)
+        except Exception:
+            # It must not take the other images with it.
+            log.exception("a bug met %s", step.want.reference)
+            ended = Fail(step.want, step.seen, bug(step.want))
         return Outcome(
             ended,
             image.content,
@@ -237,9 +265,15 @@ class Carrier:
         """Look for the required manifests in memory and on the mirrors, which costs no pull."""
         for url, holding in image.holdings.items():
             site = self._sites[url]
-            unseen = set(image.required) - holding.present
-            if holding.failure is None and site.failure is None and unseen:
+            unseen = set(image.required) - holding.present - holding.lost
+            if holding.failure is not None or site.failure is not None or not unseen:
+                continue
+            try:
                 found = self.observer.present(site, holding.repository, unseen, None)
+            except RegistryError as error:
+                self.observer.note_failure(site, error)
+                image.note_failure(url, error.failure)
+            else:
                 image.note_present(url, found)
         for digest in image.due:
             known = self.ledger.manifest(digest) or self._from_mirror(image, digest)
@@ -252,7 +286,10 @@ class Carrier:
         for holding in image.holdings.values():
             site = self._sites[holding.mirror]
             if digest in holding.present and site.failure is None:
-                return self.observer.fetch(site, holding.repository, digest)
+                try:
+                    return self.observer.fetch(site, holding.repository, digest)
+                except RegistryError as error:
+                    self.observer.note_failure(site, error)
         return None
 
     def _fill(self, image: Image, content: Manifest, *, whole: bool) -> None:
@@ -270,7 +307,7 @@ class Carrier:
                 if whole:
                     self._tag(image, content, site)
             except PrewarmError as error:
-                if error.code.startswith("mirror-"):
+                if concerns_all(error):
                     site.failure = error.failure
                 image.note_failure(site.url, error.failure)
 
@@ -302,6 +339,7 @@ class Carrier:
                 "restart the mirror if its garbage was collected, then run again",
             )
         now = self.observer.clock()
+        self._know_all(image)
         self.ledger.keep_manifest(content, now)
         self.ledger.note_written(
             site.url,
@@ -318,20 +356,37 @@ class Carrier:
             holding, digest=content.digest, state="fresh", present=there
         )
 
+    def _know_all(self, image: Image) -> None:
+        """Add the manifests that were there already, as far as they are remembered: for its size.
+
+        They were not at hand, since nobody lacked them.
+        """
+        for digest in image.required:
+            if digest not in image.manifests and (known := self.ledger.manifest(digest)):
+                image.manifests[digest] = known
+
     def _copy(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
         """Let skopeo copy one manifest with its blobs to a mirror."""
         assert isinstance(self.tools, Tools)
         timeout = _BASE_TIMEOUT + manifest.blob_bytes / _SLOWEST
         blobs = [blob.digest for blob in manifest.blobs]
-        with self._moving.hold(site.url, blobs):
+        repository = image.holdings[site.url].repository
+        with self._moving.hold(site.url, repository, blobs):
+            self._mount(site, repository, blobs)
             for last in (number == _TRIES for number in range(1, _TRIES + 1)):
-                offer = Offer(manifest, self._sources(image, manifest.digest, site), self._count)
+                offer = Offer(
+                    manifest,
+                    self._sources(image, manifest.digest, site),
+                    self.progress.moved,
+                    partial(self._moving.arrived, site.url, repository=repository, settled=False),
+                    image.known,
+                )
                 source = self.gate.offer(offer)
                 command = skopeo.copy_command(
                     self.tools.program,
                     source,
                     self.tools.destinations[site.url],
-                    image.holdings[site.url].repository,
+                    repository,
                     manifest.digest,
                     timeout,
                 )
@@ -352,10 +407,56 @@ class Carrier:
     ) -> PrewarmError:
         if result.stopped and (held_up := self._held_up(image)) is not None:
             raise EndedError(held_up)
-        return offer.failure or skopeo.failure(result.stderr, site.url)
+        if (source := offer.failure) is not None:
+            # It may be another mirror's: this one, to which it was copied, is not to blame.
+            return PrewarmError(source.code.removeprefix("mirror-"), source.text, source.cure)
+        return skopeo.failure(result.stderr, site.url)
 
-    def _count(self, amount: int) -> None:
-        self.progress.moved(amount)
+    def _mount(self, site: MirrorSite, repository: str, blobs: Sequence[str]) -> None:
+        """Have the blobs that other repositories of the mirror hold in this one, too.
+
+        skopeo would do so by its own memory, which may be lost and is written only when a copy is
+        over. What cannot be mounted it copies; what is wrong with the mirror it will tell.
+        """
+        for digest in blobs:
+            landing = self._moving.where(site.url, digest)
+            if landing is None or landing.repository == repository:
+                continue
+            with suppress(RegistryError):
+                ready = landing.settled or self._written(site, landing.repository, digest)
+                if not ready or not site.registry.mount_blob(
+                    repository, digest, landing.repository
+                ):
+                    self._moving.gone(site.url, digest)
+
+    def _written(self, site: MirrorSite, repository: str, digest: str) -> bool:
+        """Wait a moment for a blob whose last bytes were just handed on."""
+        deadline = time.monotonic() + _WRITING
+        while site.registry.blob_size(repository, digest) is None:
+            if time.monotonic() > deadline or self.stop.wait(0.05):
+                return False
+        return True
+
+    def _remember_blobs(self, lost: Container[tuple[str, str]]) -> None:
+        """Learn from the state which blobs the mirrors hold, in which of their repositories.
+
+        Not of the manifests that are `lost` on a mirror: some of their blobs are gone.
+        """
+        for written in self.ledger.written():
+            if written.mirror not in self._sites:
+                continue
+            content = self.ledger.manifest(written.digest)
+            if content is None:
+                continue
+            with suppress(ManifestError):
+                for digest in required_of(content, content.descriptor):
+                    if (written.mirror, digest) in lost:
+                        continue
+                    manifest = self.ledger.manifest(digest)
+                    for blob in manifest.blobs if manifest else ():
+                        self._moving.arrived(
+                            written.mirror, blob.digest, written.repository, settled=True
+                        )
 
     def _sources(
         self, image: Image, digest: str, to: MirrorSite | None = None
@@ -380,7 +481,9 @@ class Carrier:
         config = manifest.blobs[0]
         if config.digest in self._right or config.size > _CONFIG_MAX:
             return
-        found = platform_of(self._read(image, manifest, config.digest, config.size))
+        content = self._read(image, manifest, config.digest, config.size)
+        image.known[config.digest] = content
+        found = platform_of(content)
         if found is not None and found not in want.platforms:
             raise PrewarmError(
                 "no-platform",
@@ -413,8 +516,11 @@ def _verdict(image: Image) -> Step:
     tried = [h for h in targets if h.failure is not None]
     got = any(h.state == "fresh" and h.failure is None for h in targets)
     if tried and not got:
-        assert tried[0].failure is not None
-        return Fail(image.want, image.seen, tried[0].failure)
+        failure = tried[0].failure
+        assert failure is not None
+        if failure.code in LATER:
+            return Defer(image.want, image.seen, None, failure.code, failure.text)
+        return Fail(image.want, image.seen, failure)
     return image.step
 
 
@@ -436,7 +542,7 @@ def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
     return Failure(
         "mirror-full",
         f"{site.url}: {free >> 20} MiB are free at {storage}, below min_free {least >> 20} MiB",
-        "free space on the mirror (prewarm prune, then garbage-collect) or lower min_free",
+        "free space on the mirror (delete images, then garbage-collect) or lower min_free",
     )
 
 

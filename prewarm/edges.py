@@ -154,6 +154,9 @@ def _destination(
     except RegistryError as error:
         site.failure = Failure(error.code, error.text, error.cure)
         login = None
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        # skopeo would send it in the clear to whoever asks for it.
+        login = None
     private_authfile(authfile, {parts.netloc: login} if login else {})
     certs = None
     if site.settings.ca is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from prewarm.budget import remaining
 from prewarm.copying import Outcome
 from prewarm.demand import platforms_of
 from prewarm.ledger import Known
-from prewarm.plan import Copy, Fresh, Step, action
+from prewarm.plan import Copy, Cost, Defer, Fresh, Step, action
 from prewarm.reference import Reference
 from prewarm.report import image_json, iso, planned
 from prewarm.settings import Newest, Pin
@@ -46,9 +47,20 @@ def explain(session: Session, reference: Reference, *, offline: bool) -> Explana
             "mirrors": _mirrors(outcome, states),
             "last_copy": _last_copy(session, reference),
             "next": None if outcome is None else _next(outcome.step, outcome),
-            "command": None if warm or hidden else f"prewarm sync {reference.familiar}",
+            "command": None if warm or hidden else _command(session, reference, outcome),
         },
     )
+
+
+def _command(session: Session, reference: Reference, outcome: Outcome | None) -> str:
+    """What makes it warm now; where only the reserve is left, with leave to spend that."""
+    command = f"prewarm sync {reference.familiar}"
+    if outcome is not None and isinstance(outcome.step, Defer) and outcome.step.code == "budget":
+        quota = session.quotas()[reference.registry]
+        opened = remaining(quota.spends, quota.window.without_reserve())
+        if opened is not None and opened >= (outcome.step.cost or Cost(1, 1)).known_pulls:
+            return f"{command} --use-reserve"
+    return command
 
 
 def _hidden(session: Session, reference: Reference) -> dict[str, str] | None:

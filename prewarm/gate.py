@@ -9,16 +9,20 @@ byte is counted. Nothing but the digests of this run is answered, below an ungue
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Protocol
 
 from prewarm.errors import RegistryError
 from prewarm.manifest import Manifest
+
+log = logging.getLogger("prewarm")
 
 CHUNK: Final = 256 * 1024
 _TRIES: Final = 4
@@ -45,8 +49,12 @@ class Offer:
     sources: Sequence[tuple[BlobSource, str]]
     """Registries with the repository there."""
     on_bytes: Callable[[int], None]
+    on_blob: Callable[[str], None] = lambda digest: None  # noqa: ARG005
+    """Told the digest of each blob of which all bytes were handed on."""
+    known: Mapping[str, bytes] = field(default_factory=dict)
+    """Blobs that were read before, by digest."""
     sent: int = 0
-    """Bytes of blobs handed on."""
+    """Bytes of blobs read, to be handed on."""
     failures: dict[str, RegistryError] = field(default_factory=dict)
     """By blob: what its sources said last, where the gate could not mend it."""
     sizes: dict[str, int] = field(init=False)
@@ -58,7 +66,8 @@ class Offer:
     @property
     def failure(self) -> RegistryError | None:
         """Why the sources did not give all that was asked for, if they did not."""
-        return next(iter(self.failures.values()), None)
+        # Threads of the gate may still be writing to it.
+        return next(iter(list(self.failures.values())), None)
 
     def count(self, amount: int) -> None:
         with self.lock:
@@ -111,8 +120,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A child that was killed breaks its connections: nothing to tell."""
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """A child that was killed breaks its connections, which is no news; all else is a bug."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.exception("the gate failed to answer a request: this is a bug of prewarm")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -159,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _blob(self, offer: Offer, digest: str, *, body: bool) -> None:
+        if digest in offer.known:
+            return self._reply(200, "application/octet-stream", offer.known[digest], body=body)
         size = offer.sizes[digest]
         stream = _open(offer, digest, 0) if body else None
         if body and stream is None:
@@ -175,6 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent = self._pass_on(offer, stream, sent, size)
                 if sent >= size:
                     offer.failures.pop(digest, None)
+                    offer.on_blob(digest)
                     return None
                 offer.failures[digest] = RegistryError(
                     "reset", f"blob {digest} ended after {sent} of {size} bytes", "run again"
@@ -183,8 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
                 sent, offer.failures[digest] = broken.sent, broken.cause
             finally:
                 stream.close()
+            # The next source first: this one may break off at the same place again.
+            stream = _open(offer, digest, sent, tries) if tries < _TRIES else None
             tries += 1
-            stream = _open(offer, digest, sent) if tries <= _TRIES else None
         # Nothing more can be had: a cut connection tells skopeo that the blob is not whole.
         self.close_connection = True
         return None
@@ -197,9 +212,10 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _BrokenError(sent, error) from error
             if not chunk:
                 break
+            # Counted first: who has read all of a blob finds all of it counted.
+            offer.count(len(chunk))
             self.wfile.write(chunk)
             sent += len(chunk)
-            offer.count(len(chunk))
         return sent
 
 
@@ -212,9 +228,10 @@ class _BrokenError(Exception):
         self.cause = cause
 
 
-def _open(offer: Offer, digest: str, start: int) -> Stream | None:
-    """Open the blob at the first source that has it."""
-    for source, repository in offer.sources:
+def _open(offer: Offer, digest: str, start: int, skipped: int = 0) -> Stream | None:
+    """Open the blob at the first source that has it, those skipped last."""
+    first = skipped % len(offer.sources)
+    for source, repository in (*offer.sources[first:], *offer.sources[:first]):
         try:
             return source.open_blob(repository, digest, start)
         except RegistryError as error:

@@ -23,6 +23,8 @@ class Image:
     """The single manifests that the content stands on."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
     """The bytes of required manifests that are at hand."""
+    known: dict[str, bytes] = field(default_factory=dict)
+    """Blobs that were read to look into them, by digest."""
     holdings: dict[str, Holding] = field(default_factory=dict)
     """By the mirror's URL."""
     pulls: int = 0

@@ -1,7 +1,7 @@
 """The ledger: what was spent and what is remembered, durable and shared by threads and processes.
 
-All SQL of the project is here. Statements are portable (named parameters, INSERT … ON CONFLICT), so
-that another database can follow; pragmas and the opening of a file are SQLite's own.
+All SQL of the project is here and in `uses`. Statements are portable (named parameters, INSERT … ON
+CONFLICT), so that another database can follow; pragmas and the opening of a file are SQLite's own.
 
 Ledger time. Ages are differences of one clock that never goes back: seconds that the boot clock
 counted, plus, from the last moment that was noted in one boot to the first in the next, what the
@@ -26,6 +26,7 @@ from typing import Any, Final, Literal, TypeVar
 from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.manifest import Descriptor, Manifest
+from prewarm.uses import SCHEMA, Uses
 
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
@@ -82,6 +83,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 finished DOUBLE PRECISION, exit_code BIGINT, report TEXT)""",
         ),
     ),
+    (3, SCHEMA),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -178,14 +180,14 @@ class Run:
     report: str | None
 
 
-class Ledger:
+class Ledger(Uses):
     """The state in a SQLite file. Safe to share between threads; processes share the file.
 
     A failure of the database (a full disk, a damaged file) is a PrewarmError, `state` its code.
     """
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._connection = connection
+        self._connection: sqlite3.Connection = connection
         self._name = name
         self._lock = threading.RLock()
         self._synchronous = ""

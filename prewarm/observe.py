@@ -12,7 +12,7 @@ from typing import Protocol
 
 from prewarm.budget import Limit, Moment
 from prewarm.demand import Want
-from prewarm.errors import Failure, RegistryError
+from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.manifest import (
     Descriptor,
     Manifest,
@@ -43,6 +43,8 @@ class MirrorSite:
     registry: Registry
     failure: Failure | None = None
     """Set by the first failure that is the mirror's and not an image's: it is then left alone."""
+    breaking: set[str] | None = field(default_factory=set)
+    """What it answered with a server error when asked; None once it has answered anything."""
 
     @property
     def url(self) -> str:
@@ -70,6 +72,8 @@ class UpstreamSite:
     """Set when it cannot be reached at all: it is not asked again in this run."""
     closed: Failure | None = None
     """Set by the first 429 on a pull: no more manifest GETs in this run."""
+    breaking: set[str] | None = field(default_factory=set)
+    """Repositories about which it only broke off or erred; None once it has answered anything."""
     lock: Lock = field(default_factory=Lock)
 
     @property
@@ -103,15 +107,52 @@ class UpstreamSite:
         try:
             head = self.registry.head(repository, selector)
         except RegistryError as error:
-            if error.code in UNREACHABLE:
-                self.failure = error.failure
+            self._note_error(repository, error)
             raise
+        self.breaking = None
         self.note(head.limit, asked)
         return head
+
+    def _note_error(self, repository: str, error: RegistryError) -> None:
+        """Keep what is the registry's own; one that errs about several images at once is down."""
+        with self.lock:
+            if error.code in UNREACHABLE:
+                self.failure = self.failure or error.failure
+            elif error.code not in BREAKING:
+                self.breaking = None
+            elif self.breaking is not None:
+                self.breaking.add(repository)
+                if len(self.breaking) >= _DOWN_AFTER and self.failure is None:
+                    text = f"{self.settings.name}: answers nothing but errors ({error.text})"
+                    self.failure = Failure("unreachable", text, error.cure)
+
+    def whole(self, seen: Seen) -> Seen:
+        """Return what was seen of an image, its failure being the registry's where that is down."""
+        if self.failure is None or seen.failure is None or seen.failure.code not in BREAKING:
+            return seen
+        return replace(seen, failure=self.failure)
 
 
 UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-http-credentials"})
 """Failures that will be the same for every image of the registry."""
+BREAKING = frozenset({"server-error", "reset", "timeout"})
+"""Failures that may be about one image, or may show that the registry is down."""
+_DOWN_AFTER = 3
+"""Images that met nothing else: a registry that has not answered any is then let be."""
+
+
+_ABOUT_ONE = frozenset({"mirror-unsupported-manifest", "mirror-bad-manifest"})
+"""What a mirror has under one tag is no image: nothing is wrong with the others."""
+
+
+def concerns_all(error: PrewarmError) -> bool:
+    """Whether a failure is the mirror's own, and so will be the same for its every image."""
+    if error.code in _ABOUT_ONE or error.code == "mirror-incomplete":
+        return False
+    refused = isinstance(error, RegistryError) and error.status == 400
+    if refused and error.code == "mirror-bad-answer":
+        return False
+    return error.code.startswith("mirror-")
 
 
 @dataclass(frozen=True)
@@ -176,15 +217,28 @@ class Observer:
             head = site.registry.head(repository, want.reference.selector)
             manifest = self.fetch(site, repository, head.descriptor.digest)
         except RegistryError as error:
-            if error.code == "not-found":
+            # What is no image that we could have put there is in the way, not in use.
+            if error.code in {"not-found", *_ABOUT_ONE}:
+                site.breaking = None
                 return Look(site, holding, None)
             self.note_failure(site, error)
             return Look(site, replace(holding, state="unknown", failure=error.failure), None)
+        site.breaking = None
         return Look(site, replace(holding, digest=head.descriptor.digest), manifest)
 
     def note_failure(self, site: MirrorSite, error: RegistryError) -> None:
-        """Keep a failure that is the mirror's own, so that it is asked no more in this run."""
-        if error.code.startswith("mirror-"):
+        """Keep a failure that is the mirror's own, so that it is asked no more in this run.
+
+        registry:2 answers 500 for a tag whose manifest is damaged on its disk, and for no other
+        (measured on 2.8.2): so that alone is not the mirror's.
+        """
+        if error.code == "mirror-server-error":
+            if site.breaking is None:
+                return
+            site.breaking.add(error.text)
+            if len(site.breaking) < _DOWN_AFTER:
+                return
+        if concerns_all(error):
             site.failure = error.failure
 
     def fetch(self, site: MirrorSite, repository: str, digest: str) -> Manifest:
@@ -323,6 +377,13 @@ def no_platform(want: Want, index: Manifest) -> Failure:
 def unsupported(want: Want, error: ManifestError) -> Failure:
     """Return the failure of an image whose manifest cannot be mirrored."""
     return Failure("unsupported-manifest", f"{want.reference}: {error}", "pin another tag of it")
+
+
+def bug(want: Want) -> Failure:
+    """Return the failure of an image that met a bug of ours; its traceback is in the log."""
+    return Failure(
+        "bug", f"{want.reference}: a bug of prewarm stopped it", "report it with the log's lines"
+    )
 
 
 def words(platforms: Wanted) -> str:

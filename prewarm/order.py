@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class Turns:
@@ -42,33 +43,59 @@ class Turns:
             self._changed.notify_all()
 
 
-class Moving:
-    """Blobs on their way to a mirror: a copy that lacks one of them waits for it.
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A blob on a mirror: in which repository, and whether its copy is over."""
 
-    skopeo then finds it there and has the mirror mount it, so that a layer shared by many images
-    crosses the network once.
+    repository: str
+    settled: bool
+
+
+class Moving:
+    """Blobs on their way to a mirror: a copy that lacks one of them waits until it has come.
+
+    The mirror can then mount it, so that a layer shared by many images crosses the network once.
     """
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
         self._changed = threading.Condition()
         self._busy: set[tuple[str, str]] = set()
-        self._there: set[tuple[str, str]] = set()
+        self._there: dict[tuple[str, str], Landing] = {}
 
     @contextmanager
-    def hold(self, mirror: str, digests: Iterable[str]) -> Iterator[None]:
+    def hold(self, mirror: str, repository: str, digests: Iterable[str]) -> Iterator[None]:
         """Hold the blobs that are not known to be there; left without an error, they are."""
         wanted = {(mirror, digest) for digest in digests}
         with self._changed:
-            while (wanted - self._there) & self._busy and not self._stop.is_set():
+            while wanted & self._busy and not self._stop.is_set():
                 self._changed.wait(0.5)
-            mine = wanted - self._there - self._busy
+            mine = wanted - self._there.keys() - self._busy
             self._busy |= mine
+        over = False
         try:
             yield
-            with self._changed:
-                self._there |= wanted
+            over = True
         finally:
             with self._changed:
                 self._busy -= mine
+                for blob in mine if over else ():
+                    self._there[blob] = Landing(repository, settled=True)
                 self._changed.notify_all()
+
+    def arrived(self, mirror: str, digest: str, repository: str, *, settled: bool) -> None:
+        """Note that a mirror got all of a blob; not `settled`: it may still be writing it."""
+        with self._changed:
+            self._busy.discard((mirror, digest))
+            self._there.setdefault((mirror, digest), Landing(repository, settled))
+            self._changed.notify_all()
+
+    def where(self, mirror: str, digest: str) -> Landing | None:
+        """Return where on the mirror a blob is, if it is known to be there."""
+        with self._changed:
+            return self._there.get((mirror, digest))
+
+    def gone(self, mirror: str, digest: str) -> None:
+        """Note that a blob is not there after all."""
+        with self._changed:
+            self._there.pop((mirror, digest), None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Final, Literal, assert_never
 
 from prewarm.budget import (
@@ -43,6 +42,8 @@ class Holding:
     state: State = "missing"
     present: frozenset[str] = frozenset()
     """Which of the manifests that the image needs are there."""
+    lost: frozenset[str] = frozenset()
+    """Manifests that answer, although some of their blobs are gone: they must be copied again."""
     failure: Failure | None = None
     """Why the mirror could not be asked, or written to."""
 
@@ -348,7 +349,8 @@ def _first_pass(
         leader = leaders.get(key)
         purse = purses.setdefault(want.reference.registry, _Purse(_quota({}, "")))
         step = _decide(want, seen, leader, purse, limits, skip)
-        if isinstance(step, Copy | Defer) and leader is None:
+        replaces = leader is None or (not _brings_all(leader) and isinstance(step, Copy))
+        if replaces and isinstance(step, Copy | Defer):
             leaders[key] = step
         steps.append(step)
     return steps
@@ -373,9 +375,11 @@ def _decide(
     if not seen.open_targets:
         return Fresh(want, seen)
     code, reason = _why(seen)
-    price = _price(want, seen, leader)
-    if price.known_gets == 0 and (leader is not None or not seen.absent):
-        return _without_pull(want, seen, leader)
+    # A sibling of one that waits, or comes in parts, may need less and go alone.
+    bringer = leader if isinstance(leader, Copy) and _brings_all(leader) else None
+    price = _price(want, seen, bringer)
+    if price.known_gets == 0 and (bringer is not None or not seen.absent):
+        return _without_pull(want, seen, bringer)
     if (price.pulls or 0) > limits.pulls_per_image:
         return Skip(
             want,
@@ -387,7 +391,10 @@ def _decide(
         purse.pay(Cost(part, part + 1))
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
     if (refused := purse.refusal(price)) is not None:
-        return Defer(want, seen, price, *refused)
+        why_not, words = refused
+        if isinstance(leader, Defer) and leader.code == why_not:
+            words = f"with {leader.want.reference.familiar}"
+        return Defer(want, seen, price, why_not, words)
     purse.pay(price)
     return Copy(want, seen, price, code, reason)
 
@@ -408,7 +415,12 @@ def _why(seen: Seen) -> tuple[str, str]:
     return _MISSING
 
 
-def _price(want: Want, seen: Seen, leader: Copy | Defer | None) -> Cost:
+def _brings_all(leader: Copy | Defer) -> bool:
+    """Whether the step brings all that it wants of its digest in this run."""
+    return isinstance(leader, Copy) and leader.at_most is None
+
+
+def _price(want: Want, seen: Seen, leader: Copy | None) -> Cost:
     """The cost, given that an earlier step brings the same digest of the same repository."""
     price = cost(want, seen)
     if leader is None:
@@ -421,11 +433,7 @@ def _price(want: Want, seen: Seen, leader: Copy | Defer | None) -> Cost:
     return Cost(min(extra, price.known_pulls), min(extra, price.known_gets))
 
 
-def _without_pull(want: Want, seen: Seen, leader: Copy | Defer | None) -> Tag | Defer:
-    if isinstance(leader, Defer):
-        return replace(
-            leader, want=want, seen=seen, reason=f"with {leader.want.reference.familiar}"
-        )
+def _without_pull(want: Want, seen: Seen, leader: Copy | None) -> Tag:
     if leader is not None:
         return Tag(want, seen, "sibling", f"the same digest as {leader.want.reference.familiar}")
     states = [h for h in seen.holdings if h.failure is None and h.state == "fresh"]
@@ -458,8 +466,3 @@ def _dated(
         )
         placed[key] = None if wait is None else now + wait
     return replace(step, until=placed[key])
-
-
-def clock_time(at: float) -> str:
-    """Return a time for people: `03:10 UTC`, with the day where it is not today's."""
-    return datetime.fromtimestamp(at, UTC).strftime("%d %b %H:%M UTC")

@@ -46,10 +46,16 @@ class Policy:
         scopes = transports.get("docker") if isinstance(transports, dict) else None
         if isinstance(scopes, dict):
             for scope in _scopes(reference):
-                if isinstance(scopes.get(scope), list):
-                    return list(scopes[scope])
-        default = self._document.get("default")
-        return default if isinstance(default, list) else [{"type": "reject"}]
+                if scope in scopes:
+                    return _listed(scopes[scope])
+        return _listed(self._document.get("default"))
+
+
+def _listed(requirements: object) -> list[Any]:
+    """The requirements as they stand; where they are none, which skopeo refuses too: a reject."""
+    if isinstance(requirements, list) and requirements:
+        return requirements
+    return [{"type": "reject"}]
 
 
 def _scopes(reference: Reference) -> list[str]:
@@ -58,7 +64,7 @@ def _scopes(reference: Reference) -> list[str]:
     scopes = [reference.name + selector]
     parts = reference.name.split("/")
     scopes += ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    labels = reference.registry.split(".")
+    labels = reference.registry.partition(":")[0].split(".")
     scopes += ["*." + ".".join(labels[start:]) for start in range(1, len(labels))]
     return [*scopes, ""]
 

@@ -152,8 +152,9 @@ class Purchasing:
         if upstream.limit is None:
             return None
         reference = image.want.reference
-        upstream.head(reference.repository, reference.selector, self._clock)
-        return upstream.reported
+        head = upstream.head(reference.repository, reference.selector, self._clock)
+        # No header on this repository's answer: its pulls do not count (DESIGN.md, 2).
+        return None if head.limit is None else upstream.reported
 
     def _turned_away(self, image: Image, upstream: UpstreamSite, price: Cost) -> None:
         """End here when the run ends, or upstream has said 429 since the plan was made."""
@@ -189,20 +190,25 @@ class Purchasing:
         due = image.due
         if len(due) > self._limits.pulls_per_image:
             return too_many(image, len(due), self._limits)
-        affordable = self._afford(upstream, bill, len(due))
+        affordable, refusal = self._afford(upstream, bill, len(due))
         for digest in due[:affordable]:
             self._renew(upstream, bill)
             image.manifests[digest] = self._get(image, upstream, digest, bill)
-        return None if affordable == len(due) else self._in_parts(image, upstream, len(due))
+        if affordable == len(due):
+            return None
+        return self._in_parts(image, upstream, len(due), refusal)
 
-    def _afford(self, upstream: UpstreamSite, bill: Bill, children: int) -> int:
+    def _afford(
+        self, upstream: UpstreamSite, bill: Bill, children: int
+    ) -> tuple[int, Refusal | None]:
         """Fit the reservation to the children that are really due; return how many it allows.
 
-        All or none, but for an image larger than an empty window: that is bought in parts.
+        All or none, but for an image larger than an empty window: that is bought in parts. With
+        none of them, what refused comes along.
         """
         window = self._windows(upstream)
         capacity = window.capacity
-        wanted = [children]
+        wanted, refusal = [children], None
         if capacity is not None and children > capacity:
             wanted = list(range(capacity, 0, -1))
         for number in wanted:
@@ -217,8 +223,9 @@ class Purchasing:
             if not isinstance(answer, Refusal):
                 bill.renewed, bill.held_pulls = self._clock(), max(1, number)
                 bill.held_gets = bill.sent + number
-                return number
-        return 0
+                return number, None
+            refusal = answer
+        return 0, refusal
 
     def _renew(self, upstream: UpstreamSite, bill: Bill) -> None:
         """Keep the reservation young: should we die, it counts until STEP_SECONDS from here."""
@@ -230,26 +237,30 @@ class Purchasing:
 
     def _get(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:
         """Send one manifest GET and remember what it brought; the bill is kept whatever comes."""
-        bill.sent += 1
         child = digest != image.digest or not image.is_index
         asked = self._clock()
+        # Counted until we know better, whatever ends the GET.
+        bill.sent += 1
+        bill.counted += 1
+        bill.children += child
         try:
             manifest, limit = upstream.registry.manifest(image.want.reference.repository, digest)
         except RegistryError as error:
-            if error.answered:
-                bill.counted += 1
-                bill.children += child
-            elif error.status is None:
-                bill.sent -= 1
+            if not error.answered:
+                bill.counted -= 1
+                bill.children -= child
+                bill.sent -= error.status is None
             raise
-        bill.counted += 1
-        bill.children += child
         upstream.note(limit, asked)
         self._ledger.keep_manifest(manifest, self._clock())
         return manifest
 
-    def _in_parts(self, image: Image, upstream: UpstreamSite, children: int) -> Defer:
-        """The step of an image of which some manifests must wait for the next window."""
+    def _in_parts(
+        self, image: Image, upstream: UpstreamSite, children: int, refusal: Refusal | None
+    ) -> Defer:
+        """The step of an image of which some manifests must wait."""
+        if refusal is not None and refusal.kind == "upstream-quota":
+            return _refused(image, _exact(children), refusal, self._clock())
         window = self._windows(upstream)
         at_hand = children - len(image.due)
         reason = (

@@ -127,7 +127,8 @@ def _too_many(request: Request, body: bytes) -> Refusal:
 def _mirror(request: Request, status: int, body: bytes) -> Refusal | None:
     """Return what registry:2 says about its storage and its mode (measured on 2.8.2)."""
     if status == 507 or (status >= 500 and _NO_SPACE.search(body)):
-        return Refusal("full", "has no space left", "free or add disk, or run prewarm prune")
+        cure = "free or add disk on it; broken uploads lie in the _uploads folders of its storage"
+        return Refusal("full", "has no space left", cure)
     if status >= 500 and _READ_ONLY.search(body):
         return Refusal(
             "read-only", "its file system is read-only", "remount it; the disk may be failing"
@@ -140,7 +141,9 @@ def _mirror(request: Request, status: int, body: bytes) -> Refusal | None:
                 "set storage.delete.enabled: true in the registry's configuration",
             )
         return Refusal(
-            "proxy", "is a pull-through proxy and takes no push", "write mode: pull-through for it"
+            "proxy",
+            "is a pull-through proxy and takes no push",
+            "use a registry without proxy: for a mirror",
         )
     if status == 405:
         return Refusal(

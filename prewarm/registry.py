@@ -331,6 +331,23 @@ class Registry:
         start = f"{self._base(access)}/blobs/uploads/"
         answer = self._ask("POST", access, start, body=b"")
         self._expect(answer, access, 201, 202)
+        self._cancel_begun(access, start, answer)
+
+    def mount_blob(self, repository: str, digest: str, origin: str) -> bool:
+        """Have a blob of another repository of this registry in this one, too; false if it cannot.
+
+        A registry that does not mount begins an upload instead, which is cancelled.
+        """
+        access = _Access("upload", repository, actions="pull,push")
+        start = f"{self._base(access)}/blobs/uploads/"
+        query = urlencode({"mount": digest, "from": f"{self._prefix}{origin}"})
+        answer = self._ask("POST", access, f"{start}?{query}", body=b"")
+        self._expect(answer, access, 201, 202)
+        if answer.status == 202:
+            self._cancel_begun(access, start, answer)
+        return answer.status == 201
+
+    def _cancel_begun(self, access: _Access, start: str, answer: _Answer) -> None:
         location = _joined(start, answer.headers.get("location", ""))
         if location is None or urlsplit(location).hostname != self._host:
             raise self._error(

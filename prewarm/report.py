@@ -11,13 +11,19 @@ from prewarm.budget import next_free, remaining, used
 from prewarm.copying import Outcome
 from prewarm.errors import Failure, Problem, Severity
 from prewarm.manifest import Manifest
-from prewarm.plan import Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
+from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
 from prewarm.platforms import ALL
 
 UPSTREAM_CODES: Final = frozenset(
     {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
 )
 """Failures that are the registry's as a whole: one problem, whatever the number of images."""
+HOST_CODES: Final = frozenset({"skopeo-missing", "skopeo-old", "policy-missing"})
+"""Failures that are this host's: no image can be copied."""
+_ONE_IMAGE: Final = frozenset(
+    {"mirror-unsupported-manifest", "mirror-bad-manifest", "mirror-incomplete", "mirror-bad-answer"}
+)
+"""Failures of a mirror that may be about one image, and another about the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where the operator must act."""
+        """0, or 1 where the operator must act; 3 where an image met a bug of ours."""
+        if any(problem.code == "bug" for problem in self.problems):
+            return 3
         return int(any(problem.severity == "error" for problem in self.problems))
 
 
@@ -82,6 +90,9 @@ def _problems(outcome: Outcome) -> Iterable[Problem]:
             where = step.want.reference.registry
             yield Problem("error", failure.code, where, failure.text, failure.cure)
             return
+        if failure.code in HOST_CODES:
+            yield Problem("error", failure.code, "skopeo", failure.text, failure.cure)
+            return
         severity: Severity = "error" if step.want.pinned else "warning"
         yield Problem(severity, failure.code, step.want.where, failure.text, failure.cure)
     elif isinstance(step, Skip) and step.code != "skip":
@@ -90,8 +101,19 @@ def _problems(outcome: Outcome) -> Iterable[Problem]:
     else:
         for holding in outcome.holdings:
             told = holding.failure
-            if told is not None and not told.code.startswith("mirror-"):
+            later = told is not None and told.code in LATER
+            if told is not None and not later and not told.code.startswith("mirror-"):
                 yield Problem("error", told.code, holding.mirror, told.text, told.cure)
+
+
+def distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return each problem once, and what is wrong with a whole registry once for the registry."""
+    found: dict[tuple[str, str, str], Problem] = {}
+    for problem in problems:
+        mirror = problem.code.startswith("mirror-") and problem.code not in _ONE_IMAGE
+        whole = mirror or problem.code in UPSTREAM_CODES
+        found.setdefault((problem.code, problem.where, "" if whole else problem.problem), problem)
+    return tuple(found.values())
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -215,6 +237,10 @@ _COUNTED: Final = {
 }
 
 
+_TO_DO: Final = {"copied": "to copy", "tagged": "to tag", "failed": "would fail"}
+"""The same words where nothing has been done yet."""
+
+
 def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Return the sums of a report."""
     sums = dict.fromkeys((*_COUNTED.values(), "pulls", "gets", "bytes"), 0)
@@ -229,9 +255,10 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
 def sentence(report: Report) -> str:
     """Return the run in one line for people."""
     sums = summary(report.outcomes)
-    parts = [f"{sums[name]} {name}" for name in _COUNTED.values() if sums[name]]
+    said = _TO_DO if report.dry_run else {}
+    parts = [f"{sums[name]} {said.get(name, name)}" for name in _COUNTED.values() if sums[name]]
     head = f"{len(report.outcomes)} images: {', '.join(parts) or 'nothing to do'}"
-    pulls = f"{sums['pulls']} {'pull' if sums['pulls'] == 1 else 'pulls'}"
+    pulls = pulls_words(sums["pulls"])
     waits = [
         outcome.step.until
         for outcome in report.outcomes
@@ -244,6 +271,11 @@ def sentence(report: Report) -> str:
         tail = f"{pulls} spent, {size_words(sums['bytes'])} moved in {seconds:.1f} s"
     next_go = f"; next possible {when(min(waits))}" if waits else ""
     return f"{head}; {tail}{next_go}"
+
+
+def pulls_words(pulls: int) -> str:
+    """Return a number of pulls for people."""
+    return "1 pull" if pulls == 1 else f"{pulls} pulls"
 
 
 def iso(at: float | None) -> str | None:

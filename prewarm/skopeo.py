@@ -97,6 +97,9 @@ def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dic
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(home),
         "XDG_DATA_HOME": str(data),
+        # As root skopeo would use the host's own cache of blobs and never look at XDG_DATA_HOME
+        # (containers/image, pkg/blobinfocache).
+        "_CONTAINERS_ROOTLESS_UID": "65534",
         "TMPDIR": str(home),
     }
 
@@ -188,13 +191,13 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         "the mirror answered 500 to an upload, as it does when its disk is full",
         # registry:2 refuses to cancel an upload of which it wrote some bytes (measured on 2.8.2).
         "free space on it: delete the _uploads folders in its storage, where the broken upload "
-        "lies, then prewarm prune and garbage-collect; else look at its log",
+        "lies, or unwanted images, then garbage-collect; else look at its log",
     ),
     (
         r"\b405\b|unsupported|[Mm]ethod not allowed",
         "mirror-read-only",
         "the mirror takes no uploads",
-        "end its read-only maintenance, or set mode: pull-through if it is a proxy",
+        "end its read-only maintenance; a proxy cannot be a push mirror",
     ),
     (
         r"unauthorized|authentication required|\b401\b",

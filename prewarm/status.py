@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from prewarm.budget import Limit, Moment, Window
 from prewarm.ledger import Known, Ledger, Run
+from prewarm.observe import required_of
 from prewarm.plan import Quota
 from prewarm.report import budget_json, iso
 from prewarm.settings import Allowance, Settings
@@ -67,6 +68,24 @@ def _worst(known: tuple[Known, ...]) -> dict[str, str]:
         before = worst.get(one.image, "fresh")
         worst[one.image] = max(before, one.state, key=lambda state: order.get(state, 3))
     return worst
+
+
+def bytes_on(ledger: Ledger, mirror: str) -> int:
+    """Return the bytes of all blobs that prewarm wrote to a mirror, shared ones once.
+
+    Of what is no longer remembered in full, the size that was noted when it was written.
+    """
+    blobs: dict[str, int] = {}
+    others = 0
+    for written in ledger.written(mirror=mirror):
+        content = ledger.manifest(written.digest)
+        digests = required_of(content, content.descriptor) if content else ()
+        manifests = [ledger.manifest(digest) for digest in digests]
+        if not manifests or None in manifests:
+            others += written.bytes
+        for manifest in manifests:
+            blobs.update({b.digest: b.size for b in manifest.blobs} if manifest else {})
+    return sum(blobs.values()) + others
 
 
 def _counts(known: tuple[Known, ...]) -> dict[str, int]:
@@ -133,6 +152,6 @@ def _mirror(
         "url": url,
         "mode": next(mirror.mode for mirror in settings.mirrors if mirror.url == url),
         "coverage": round(served / tracked, 4) if tracked else None,
-        "bytes": sum(written.bytes for written in ledger.written(mirror=url)),
+        "bytes": bytes_on(ledger, url),
         "state": failed[0] if failed else "ok" if last else "unknown",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +20,14 @@ from prewarm.edges import Edges
 from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
 from prewarm.gate import Gate
 from prewarm.ledger import Ledger
-from prewarm.observe import MirrorSite, Observer, UpstreamSite
+from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
 from prewarm.plan import Copy, Plan, Quota, Seen, Tag, action, plan
 from prewarm.reference import InvalidReference, Reference, parse
-from prewarm.report import Report, planned, problems_of, to_json
+from prewarm.report import Report, distinct, planned, problems_of, to_json
 from prewarm.settings import Newest, Pin, Settings
 from prewarm.tags import newest
+
+log = logging.getLogger("prewarm")
 
 _KEPT: Final = 90 * 86400.0
 """Seconds that runs, and manifests that no image needs any more, are remembered."""
@@ -190,7 +193,14 @@ def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
     def see(want: Want) -> Seen:
         if session.stop.is_set():
             return Seen(failure=Failure("interrupted", "the run was ended", "run it again"))
-        return observer.see(want)
+        try:
+            return observer.see(want)
+        except PrewarmError:
+            raise
+        except Exception:
+            # It must not take the other images with it.
+            log.exception("a bug met %s", want.reference)
+            return Seen(failure=bug(want))
 
     by_registry: dict[str, list[Want]] = {}
     for want in demand:
@@ -204,7 +214,11 @@ def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
             client.authorize(dict.fromkeys(want.reference.repository for want in images))
             for want in images:
                 futures[want.reference] = pool.submit(see, want)
-        return [futures[want.reference].result() for want in demand]
+        seen = [futures[want.reference].result() for want in demand]
+    return [
+        session.edges.upstreams[want.reference.registry].whole(found)
+        for want, found in zip(demand, seen, strict=True)
+    ]
 
 
 def make_plan(session: Session, images: Iterable[tuple[Want, Seen]]) -> Plan:
@@ -240,7 +254,9 @@ def sync(session: Session, asked: Sequence[Pin], doing: Doing) -> Report:
     seen = survey(session, asked)
     outcomes = carry_out(session, seen.images, run, deadline, doing)
     report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
-    record(session, report, whole=not asked)
+    # A file or a list of tags that could not be read, or a stop, hides what is wanted still.
+    complete = not (session.settings.problems or seen.problems or session.stop.is_set())
+    record(session, report, whole=not asked, complete=complete)
     return report
 
 
@@ -317,21 +333,23 @@ def report_of(
         session.clock().wall,
         {name: quota for name, quota in quotas.items() if name in used or quota.spends},
         outcomes,
-        tuple(dict.fromkeys(problems)),
+        distinct(problems),
     )
 
 
-def record(session: Session, report: Report, *, whole: bool) -> None:
+def record(session: Session, report: Report, *, whole: bool, complete: bool = True) -> None:
     """Write to the state what `status` and `explain` tell later without a network.
 
-    After a `whole` run, one of all that is wanted, images that are no longer wanted are forgotten.
+    After a `whole` run, one of all that is wanted, images that are no longer wanted are forgotten,
+    where the demand is known to be `complete`.
     """
     now = session.clock()
     ledger = session.ledger
     for outcome in report.outcomes:
         _record_image(ledger, report.run, outcome, now)
-    if whole:
+    if whole and complete:
         ledger.forget_states(report.started)
+    if whole:
         _tidy(session, report, now)
     ledger.finish_run(report.run, report.exit_code, json.dumps(to_json(report)), now)
 

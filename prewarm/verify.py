@@ -103,7 +103,7 @@ def verify(session: Session) -> Verification:
 def _check(session: Session, site: MirrorSite, written: Written) -> Broken | None:
     """Check one tag; None where it is whole, or where its mirror cannot be asked at all."""
     observer = session.observer
-    if site.failure is not None:
+    if _down(site):
         return None
     selector = written.tag or written.digest
     try:
@@ -125,11 +125,15 @@ def _check(session: Session, site: MirrorSite, written: Written) -> Broken | Non
         if error.code == "not-found":
             return _broken(written, "is gone")
         observer.note_failure(site, error)
-        return None if error.code.startswith("mirror-") else _broken(written, error.text)
+        return None if _down(site) else _broken(written, error.text)
     if not missing:
         return None
     text = "; ".join(f"{what} {digest} is gone" for digest, what in missing.items())
     return _broken(written, text, frozenset(missing))
+
+
+def _down(site: MirrorSite) -> bool:
+    return site.failure is not None
 
 
 def _broken(written: Written, text: str, manifests: frozenset[str] = frozenset()) -> Broken:
@@ -175,6 +179,7 @@ def _without(seen: Seen, want: Want, broken: Sequence[Broken]) -> Seen:
         one = lost.get(holding.mirror)
         if one is None or holding.failure is not None:
             return holding
-        return replace(holding, state="missing", present=holding.present - one.manifests)
+        present = holding.present - one.manifests
+        return replace(holding, state="missing", present=present, lost=one.manifests)
 
     return replace(seen, holdings=tuple(less(holding) for holding in seen.holdings))

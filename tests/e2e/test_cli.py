@@ -454,8 +454,9 @@ def mismatch(value: Any, shape: Any, more: bool = False, at: str = "$") -> str |
             return None if good else f"{at}: {value!r} is not {shape.pattern}"
         case _:
             # A bool is an int in Python, not in JSON.
-            good = isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
-            return None if good else f"{at}: {value!r} is no {shape.__name__}"
+            if isinstance(value, shape) and (shape is bool or not isinstance(value, bool)):
+                return None
+            return f"{at}: {value!r} is no {shape.__name__}"
     return next(filter(None, (mismatch(*part[:2], more, part[2]) for part in parts)), None)
 
 

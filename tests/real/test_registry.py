@@ -1016,3 +1016,14 @@ def test_error_of_a_server_that_echoes_the_token_does_not_repeat_it() -> None:
 
     with Scripted(answer) as site, client(site.url, credentials=lambda _: LOGIN) as own:
         assert failure(lambda: own.manifest("app", "1")).status == 400
+
+
+def test_mount_blob_takes_it_from_another_repository_or_says_no(box: Sandbox) -> None:
+    image = box.push("library/app", "1")
+    blob = image.child("linux/amd64").blobs[0]
+    digest = "sha256:" + hashlib.sha256(blob).hexdigest()
+    with client(box.upstream.url, role="mirror") as own:
+        assert own.blob_size("other", digest) is None
+        assert own.mount_blob("other", digest, "library/app")
+        assert own.blob_size("other", digest) == len(blob)
+        assert not own.mount_blob("other", "sha256:" + "0" * 64, "library/app")

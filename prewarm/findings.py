@@ -1,0 +1,101 @@
+"""Findings: what a scan found, as values, JSON and text (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prewarm.definitions import JobImage
+from prewarm.errors import Problem
+from prewarm.evaluate import Evaluation
+from prewarm.report import iso, problem_json
+from prewarm.usage import UnresolvedImage, UsedImage
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found: the uses of the whole history window, and what it met."""
+
+    images: tuple[UsedImage, ...]
+    """The most used first."""
+    unresolved: tuple[UnresolvedImage, ...]
+    problems: tuple[Problem, ...]
+    requests: int
+    complete: bool
+    """It ran to its end, over the whole scope."""
+    finished: float
+
+
+def of_file(evaluation: Evaluation, name: str, finished: float) -> Scan:
+    """Return what one definition on disk says; `jobs` counts its jobs, not runs."""
+    found: dict[tuple[str, str | None], list[JobImage]] = {}
+    for image in evaluation.resolved:
+        found.setdefault((str(image.reference), image.via), []).append(image)
+    images = [
+        UsedImage(
+            reference,
+            tuple(sorted({image.kind for image in mine})),
+            ("definition",),
+            len({image.job for image in mine}),
+            1,
+            None,
+            tuple(sorted({image.platform for image in mine if image.platform})),
+            via,
+            0,
+        )
+        for (reference, via), mine in found.items()
+    ]
+    left = dict.fromkeys(
+        UnresolvedImage(name, image.job, image.kind, image.text, image.unresolved or "", 1)
+        for image in evaluation.unresolved
+    )
+    ordered = sorted(images, key=lambda one: (-one.jobs, one.reference, one.via or ""))
+    return Scan(tuple(ordered), tuple(left), evaluation.problems, 0, True, finished)
+
+
+def document(scan: Scan) -> dict[str, Any]:
+    """Return the document of `scan --json` (CONTRACT, 3)."""
+    return {
+        "version": 1,
+        "images": [
+            {
+                "image": one.reference,
+                "kinds": list(one.kinds),
+                "sources": list(one.sources),
+                "jobs": one.jobs,
+                "projects": one.projects,
+                "last_used": iso(one.last_used),
+                "platforms": list(one.platforms),
+                "via": one.via,
+            }
+            for one in scan.images
+        ],
+        "unresolved": [
+            {
+                "project": one.project,
+                "job": one.job,
+                "kind": one.kind,
+                "text": one.text,
+                "why": one.why,
+            }
+            for one in scan.unresolved
+        ],
+        "problems": [problem_json(problem) for problem in scan.problems],
+        "requests": scan.requests,
+    }
+
+
+def sentence(scan: Scan, runs: int | None = None) -> str:
+    """Return the scan in one line for people."""
+    parts = [_count(len(scan.images), "image")]
+    if scan.unresolved:
+        parts.append(f"{_count(len(scan.unresolved), 'name')} unresolved")
+    if scan.problems:
+        parts.append(_count(len(scan.problems), "problem"))
+    if runs is None:
+        parts.append(f"{_count(scan.requests, 'request')} to GitLab")
+    return "; ".join(parts) + ("" if scan.complete else "; not the whole scope was read")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

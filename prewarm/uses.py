@@ -1,0 +1,481 @@
+"""The part of the ledger that remembers what CI used: runs, images, traces, logs and scans.
+
+Runs are sums by project, job, runner, platform and day, never single jobs. What the jobs name is
+kept beside them and joined when asked for, so a definition that is read late still counts for the
+runs before it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from prewarm.errors import Problem
+from prewarm.history import DAY, Count, Key, Mark
+from prewarm.usage import Logged, Row, Runs, UnresolvedImage, UsedImage, unresolved, used
+
+SCHEMA: Final = (
+    """CREATE TABLE projects (
+        id BIGINT PRIMARY KEY, path TEXT NOT NULL, mark BIGINT NOT NULL,
+        counted DOUBLE PRECISION NOT NULL, head TEXT NOT NULL, head_job BIGINT NOT NULL,
+        commit_sha TEXT NOT NULL, linted DOUBLE PRECISION NOT NULL, jobs TEXT NOT NULL,
+        problems TEXT NOT NULL)""",
+    # `newest` and `newest_failed` are ids of jobs whose traces may be read.
+    """CREATE TABLE job_runs (
+        project BIGINT NOT NULL, job TEXT NOT NULL, runner BIGINT NOT NULL,
+        platform TEXT NOT NULL, day BIGINT NOT NULL, runs BIGINT NOT NULL,
+        pull_failures BIGINT NOT NULL, last DOUBLE PRECISION NOT NULL, newest BIGINT NOT NULL,
+        newest_failed BIGINT NOT NULL, PRIMARY KEY (project, job, runner, platform, day))""",
+    "CREATE INDEX job_runs_day ON job_runs (day)",
+    """CREATE TABLE job_images (
+        project BIGINT NOT NULL, job TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL,
+        reference TEXT, unresolved TEXT, source TEXT NOT NULL, certain BIGINT NOT NULL,
+        platform TEXT, via TEXT, question TEXT NOT NULL)""",
+    "CREATE INDEX job_images_project ON job_images (project, source)",
+    """CREATE TABLE traces (
+        project BIGINT NOT NULL, question TEXT NOT NULL, asked DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (project, question))""",
+    "CREATE TABLE log_positions (source TEXT PRIMARY KEY, position TEXT NOT NULL)",
+    """CREATE TABLE log_uses (
+        project BIGINT NOT NULL, path TEXT NOT NULL, runner TEXT NOT NULL, kind TEXT NOT NULL,
+        text TEXT NOT NULL, reference TEXT NOT NULL, via TEXT NOT NULL, platform TEXT NOT NULL,
+        day BIGINT NOT NULL, runs BIGINT NOT NULL, last DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (project, runner, kind, text, platform, day))""",
+    """CREATE TABLE scans (
+        id TEXT PRIMARY KEY, started DOUBLE PRECISION NOT NULL, finished DOUBLE PRECISION NOT NULL,
+        complete BIGINT NOT NULL, requests BIGINT NOT NULL, scope TEXT NOT NULL,
+        problems TEXT NOT NULL, running TEXT NOT NULL, logged TEXT NOT NULL)""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownProject:
+    """What is remembered of a project. Times are epoch seconds."""
+
+    id: int
+    path: str
+    mark: Mark
+    head: str
+    """The commit of the newest job on the default branch."""
+    commit: str
+    """What `head` was when the definition was read last."""
+    linted: float
+    """When that was; 0 for never."""
+    jobs: frozenset[str]
+    """The jobs of the definition and, then, of history."""
+    problems: tuple[Problem, ...]
+    """Of the definition."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastScan:
+    """A scan that ended."""
+
+    started: float
+    finished: float
+    complete: bool
+    requests: int
+    scope: str
+    """A hash of what was to be read."""
+    problems: tuple[Problem, ...]
+    running: frozenset[int]
+    """Jobs that ran then."""
+    logged: frozenset[int]
+    """Jobs that a runner's log told of and that history may not have shown yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A job's name in history, with the ids of those of its jobs whose traces tell most."""
+
+    job: str
+    newest: int
+    newest_failed: int
+    """0 where none failed on a pull."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogKey:
+    """What the uses in runners' logs are counted by; empty texts where nothing is known."""
+
+    project: int
+    path: str
+    runner: str
+    kind: str
+    text: str
+    reference: str
+    via: str
+    platform: str
+    day: int
+
+
+class Uses:
+    """The statements; `Ledger` brings the connection and its transactions."""
+
+    _connection: Any
+
+    def _transaction(self, *, durable: bool = False) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def _reading(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    # History
+
+    def known_projects(self) -> dict[int, KnownProject]:
+        """Return every project that was ever read, by its id."""
+        query = (
+            "SELECT id, path, mark, counted, head, commit_sha, linted, jobs, problems FROM projects"
+        )
+        return {
+            row[0]: KnownProject(
+                row[0],
+                row[1],
+                Mark(row[2], row[3]),
+                row[4],
+                row[5],
+                row[6],
+                frozenset(json.loads(row[7])),
+                _problems(row[8]),
+            )
+            for row in self._select(query)
+        }
+
+    def add_history(
+        self,
+        counts: Mapping[Key, Count],
+        marks: Mapping[int, Mark],
+        heads: Mapping[int, tuple[int, str]],
+        paths: Mapping[int, str],
+    ) -> None:
+        """Add runs and move the marks of these projects, at once: no run counts twice."""
+        with self._transaction():
+            self._connection.executemany(_ADD_RUNS, [_run_values(*item) for item in counts.items()])
+            self._connection.executemany(
+                _MARK,
+                [
+                    {
+                        "id": project,
+                        "path": paths[project],
+                        "mark": mark.job,
+                        "counted": mark.read,
+                        "head": heads.get(project, (0, ""))[1],
+                        "head_job": heads.get(project, (0, ""))[0],
+                    }
+                    for project, mark in marks.items()
+                ],
+            )
+
+    def ran_jobs(self, since: float) -> dict[int, tuple[Ran, ...]]:
+        """Return the jobs that ran since then, by project."""
+        found: dict[int, list[Ran]] = {}
+        for project, job, newest, failed in self._select(
+            """SELECT project, job, MAX(newest), MAX(newest_failed) FROM job_runs
+               WHERE day >= :day GROUP BY project, job ORDER BY project, job""",
+            day=_day(since),
+        ):
+            found.setdefault(project, []).append(Ran(job, newest, failed))
+        return {project: tuple(jobs) for project, jobs in found.items()}
+
+    def add_pull_failure(self, project: int, job: str, number: int) -> None:
+        """Count that a job, by its id the newest of its name, failed on a pull: its trace said."""
+        with self._transaction():
+            self._connection.execute(
+                """UPDATE job_runs SET pull_failures = pull_failures + 1, newest_failed = :number
+                   WHERE project = :project AND job = :job AND newest = :number""",
+                {"project": project, "job": job, "number": number},
+            )
+
+    # What the jobs name
+
+    def save_definition(
+        self,
+        project: int,
+        rows: Iterable[Row],
+        jobs: Collection[str],
+        commit: str,
+        problems: Collection[Problem],
+        linted: float,
+    ) -> None:
+        """Replace what the definition says; answers of traces stay."""
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM job_images WHERE project = :project AND source <> 'trace'",
+                {"project": project},
+            )
+            self._connection.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
+            self._connection.execute(
+                """UPDATE projects SET jobs = :jobs, commit_sha = :commit, linted = :linted,
+                          problems = :problems WHERE id = :project""",
+                {
+                    "project": project,
+                    "jobs": json.dumps(sorted(jobs)),
+                    "commit": commit,
+                    "linted": linted,
+                    "problems": json.dumps([asdict(problem) for problem in problems]),
+                },
+            )
+
+    def save_trace(self, project: int, question: str, rows: Iterable[Row], asked: float) -> None:
+        """Remember a trace's answer, in the place of an older one to the same question."""
+        with self._transaction():
+            parameters = {"project": project, "question": question, "asked": asked}
+            self._connection.execute(
+                "DELETE FROM job_images WHERE project = :project AND question = :question",
+                parameters,
+            )
+            self._connection.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
+            self._connection.execute(
+                """INSERT INTO traces (project, question, asked)
+                   VALUES (:project, :question, :asked)
+                   ON CONFLICT (project, question) DO UPDATE SET asked = excluded.asked""",
+                parameters,
+            )
+
+    def keep_answers(self, project: int, questions: Collection[str]) -> None:
+        """Forget the answers to all other questions: the definition has changed since."""
+        with self._transaction():
+            known = self._connection.execute(
+                "SELECT question FROM traces WHERE project = :project", {"project": project}
+            ).fetchall()
+            for (question,) in known:
+                if question not in questions:
+                    for table in ("job_images", "traces"):
+                        self._connection.execute(
+                            f"DELETE FROM {table} WHERE project = :project"  # noqa: S608 - ours
+                            " AND question = :question",
+                            {"project": project, "question": question},
+                        )
+
+    def asked(self, project: int) -> dict[str, float]:
+        """Return the questions that were put to traces, and when."""
+        query = "SELECT question, asked FROM traces WHERE project = :project"
+        return dict(self._select(query, project=project))
+
+    def job_rows(self, project: int) -> list[Row]:
+        """Return what is known of the images of a project's jobs."""
+        query = f"{_ROWS} WHERE project = :project"
+        return [_row(*values) for _, *values in self._select(query, project=project)]
+
+    # Runners' logs
+
+    def log_position(self, source: str) -> str | None:
+        """Return where the reader of a log stopped."""
+        query = "SELECT position FROM log_positions WHERE source = :source"
+        return next((position for (position,) in self._select(query, source=source)), None)
+
+    def add_logged(
+        self, source: str, position: str | None, uses: Mapping[LogKey, tuple[int, float]]
+    ) -> None:
+        """Add the uses that a log told (how many, the last when), and move its position."""
+        with self._transaction():
+            self._connection.executemany(
+                _ADD_LOGGED,
+                [{**asdict(key), "runs": runs, "last": last} for key, (runs, last) in uses.items()],
+            )
+            if position is not None:
+                self._connection.execute(
+                    """INSERT INTO log_positions (source, position) VALUES (:source, :position)
+                       ON CONFLICT (source) DO UPDATE SET position = excluded.position""",
+                    {"source": source, "position": position},
+                )
+
+    # Scans
+
+    def save_scan(self, scan: PastScan) -> None:
+        """Record a scan that ended; only the newest complete ones are kept."""
+        with self._transaction():
+            self._connection.execute(
+                """INSERT INTO scans (id, started, finished, complete, requests, scope, problems,
+                                      running, logged)
+                   VALUES (:id, :started, :finished, :complete, :requests, :scope, :problems,
+                           :running, :logged)""",
+                {
+                    "id": uuid.uuid4().hex,
+                    "started": scan.started,
+                    "finished": scan.finished,
+                    "complete": int(scan.complete),
+                    "requests": scan.requests,
+                    "scope": scan.scope,
+                    "problems": json.dumps([asdict(one) for one in scan.problems]),
+                    "running": json.dumps(sorted(scan.running)),
+                    "logged": json.dumps(sorted(scan.logged)),
+                },
+            )
+
+    def last_scan(self, *, complete: bool = False) -> PastScan | None:
+        """Return the last scan, or the last that was complete."""
+        query = """SELECT started, finished, complete, requests, scope, problems, running, logged
+                   FROM scans WHERE complete >= :least ORDER BY started DESC LIMIT 1"""
+        for row in self._select(query, least=int(complete)):
+            started, finished, whole, requests, scope, problems, running, logged = row
+            return PastScan(
+                started,
+                finished,
+                bool(whole),
+                requests,
+                scope,
+                _problems(problems),
+                frozenset(json.loads(running)),
+                frozenset(json.loads(logged)),
+            )
+        return None
+
+    def forget_uses(self, before: float, projects: Collection[int] = ()) -> None:
+        """Forget runs, uses and scans from before, and everything of these projects."""
+        with self._transaction():
+            for table in ("job_runs", "log_uses"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE day < :day",  # noqa: S608 - ours
+                    {"day": _day(before)},
+                )
+            self._connection.execute("DELETE FROM scans WHERE started < :at", {"at": before})
+            for project in projects:
+                for table in ("job_runs", "job_images", "traces", "log_uses"):
+                    self._connection.execute(
+                        f"DELETE FROM {table} WHERE project = :project",  # noqa: S608 - ours
+                        {"project": project},
+                    )
+                self._connection.execute(
+                    "DELETE FROM projects WHERE id = :project", {"project": project}
+                )
+
+    # Demand
+
+    def used_images(self, since: float, project: int | None = None) -> tuple[UsedImage, ...]:
+        """Return the images that CI names, with their uses since then, the most used first."""
+        with self._reading():
+            rows, runs = self._joined(since, project)
+            return used(rows, runs, self._logged(since, project))
+
+    def unresolved_images(
+        self, since: float, project: int | None = None
+    ) -> tuple[UnresolvedImage, ...]:
+        """Return the names that no image is known for, with the runs since then."""
+        with self._reading():
+            rows, runs = self._joined(since, project)
+            paths = dict(self._select("SELECT id, path FROM projects"))
+            return unresolved(rows, runs, paths)
+
+    def _joined(
+        self, since: float, project: int | None
+    ) -> tuple[dict[tuple[int, str], list[Row]], dict[tuple[int, str], list[Runs]]]:
+        rows: dict[tuple[int, str], list[Row]] = {}
+        query = f"{_ROWS} WHERE project = COALESCE(:project, project) ORDER BY project, job"
+        for number, *values in self._select(query, project=project):
+            row = _row(*values)
+            rows.setdefault((number, row.job), []).append(row)
+        runs: dict[tuple[int, str], list[Runs]] = {}
+        for values in self._select(_RUNS, day=_day(since), project=project):
+            run = Runs(*values)
+            runs.setdefault((run.project, run.job), []).append(run)
+        return rows, runs
+
+    def _logged(self, since: float, project: int | None) -> list[Logged]:
+        return [
+            Logged(number, path, kind, text, reference, via or None, platform or None, runs, last)
+            for number, path, kind, text, reference, via, platform, runs, last in self._select(
+                """SELECT project, path, kind, text, reference, via, platform, SUM(runs), MAX(last)
+                   FROM log_uses WHERE day >= :day AND project = COALESCE(:project, project)
+                   GROUP BY project, path, kind, text, reference, via, platform""",
+                day=_day(since),
+                project=project,
+            )
+        ]
+
+    def _select(self, query: str, **parameters: object) -> Iterator[Any]:
+        with self._reading():
+            yield from self._connection.execute(query, parameters).fetchall()
+
+
+_ADD_RUNS: Final = """
+    INSERT INTO job_runs (project, job, runner, platform, day, runs, pull_failures, last, newest,
+                          newest_failed)
+    VALUES (:project, :job, :runner, :platform, :day, :runs, :pull_failures, :last, :newest,
+            :newest_failed)
+    ON CONFLICT (project, job, runner, platform, day) DO UPDATE SET
+        runs = job_runs.runs + excluded.runs,
+        pull_failures = job_runs.pull_failures + excluded.pull_failures,
+        last = CASE WHEN job_runs.last > excluded.last THEN job_runs.last ELSE excluded.last END,
+        newest = CASE WHEN job_runs.newest > excluded.newest THEN job_runs.newest
+                      ELSE excluded.newest END,
+        newest_failed = CASE WHEN job_runs.newest_failed > excluded.newest_failed
+                             THEN job_runs.newest_failed ELSE excluded.newest_failed END"""
+_MARK: Final = """
+    INSERT INTO projects (id, path, mark, counted, head, head_job, commit_sha, linted, jobs,
+                          problems)
+    VALUES (:id, :path, :mark, :counted, :head, :head_job, '', 0, '[]', '[]')
+    ON CONFLICT (id) DO UPDATE SET path = excluded.path, mark = excluded.mark,
+        counted = excluded.counted,
+        head = CASE WHEN excluded.head_job > projects.head_job THEN excluded.head
+                    ELSE projects.head END,
+        head_job = CASE WHEN excluded.head_job > projects.head_job THEN excluded.head_job
+                        ELSE projects.head_job END"""
+_ADD_IMAGE: Final = """
+    INSERT INTO job_images (project, job, kind, text, reference, unresolved, source, certain,
+                            platform, via, question)
+    VALUES (:project, :job, :kind, :text, :reference, :unresolved, :source, :certain, :platform,
+            :via, :question)"""
+_ADD_LOGGED: Final = """
+    INSERT INTO log_uses (project, path, runner, kind, text, reference, via, platform, day, runs,
+                          last)
+    VALUES (:project, :path, :runner, :kind, :text, :reference, :via, :platform, :day, :runs, :last)
+    ON CONFLICT (project, runner, kind, text, platform, day) DO UPDATE SET
+        path = excluded.path, reference = excluded.reference, via = excluded.via,
+        runs = log_uses.runs + excluded.runs,
+        last = CASE WHEN log_uses.last > excluded.last THEN log_uses.last ELSE excluded.last END"""
+_ROWS: Final = """
+    SELECT project, job, kind, text, reference, unresolved, source, certain, platform, via, question
+    FROM job_images"""
+_RUNS: Final = """
+    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last) FROM job_runs
+    WHERE day >= :day AND project = COALESCE(:project, project) GROUP BY project, job, platform"""
+
+
+def _run_values(key: Key, count: Count) -> dict[str, Any]:
+    return {
+        "project": key.project,
+        "job": key.job,
+        "runner": key.runner,
+        "platform": key.platform,
+        "day": key.day,
+        "runs": count.runs,
+        "pull_failures": count.pull_failures,
+        "last": count.last,
+        "newest": count.newest,
+        "newest_failed": count.newest_failed,
+    }
+
+
+def _row_values(project: int, row: Row) -> dict[str, Any]:
+    return {
+        "project": project,
+        "job": row.job,
+        "kind": row.kind,
+        "text": row.text,
+        "reference": row.reference,
+        "unresolved": row.unresolved,
+        "source": row.source,
+        "certain": int(row.certain),
+        "platform": row.platform,
+        "via": row.via,
+        "question": row.question,
+    }
+
+
+def _row(
+    job: Any, kind: Any, text: Any, reference: Any, why: Any, source: Any, certain: Any, *rest: Any
+) -> Row:
+    return Row(job, kind, text, reference, why, source, bool(certain), *rest)
+
+
+def _problems(text: str) -> tuple[Problem, ...]:
+    return tuple(Problem(**fields) for fields in json.loads(text))
+
+
+def _day(at: float) -> int:
+    return int(at // DAY)

@@ -1,0 +1,342 @@
+"""skopeo: its command, its environment, how it is run and ended, and what its failures mean."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from prewarm import skopeo
+from prewarm.errors import PrewarmError
+from prewarm.skopeo import (
+    Destination,
+    child_environment,
+    copy_command,
+    failure,
+    find,
+    last_words,
+    open_uploads,
+    run,
+)
+
+MIRROR = "http://127.0.0.1:5000"
+DIGEST = "sha256:" + "a" * 64
+SHELL = {"PATH": "/usr/bin:/bin"}
+
+
+def fatal(text: str, before: str = "") -> str:
+    """Return a stderr as skopeo 1.9.3 writes it with --debug."""
+    escaped = text.replace('"', '\\"')
+    return (
+        f'{before}time="2026-11-24T07:49:30Z" level=debug msg="HEAD http://x/unauthorized"\n'
+        f'time="2026-11-24T07:49:30Z" level=fatal msg="{escaped}"\n'
+    )
+
+
+# The command
+
+
+def test_copy_command_copies_one_digest_without_credentials_for_the_source(
+    tmp_path: Path,
+) -> None:
+    destination = Destination("127.0.0.1:5000", True, None, tmp_path / "auth.json")
+    command = copy_command(
+        "/usr/bin/skopeo", "127.0.0.1:4000/k/n1", destination, "library/app", DIGEST, 612.3
+    )
+    assert command == (
+        "/usr/bin/skopeo",
+        "--debug",
+        "--insecure-policy",
+        "--command-timeout=612s",
+        "copy",
+        "--preserve-digests",
+        "--remove-signatures",
+        "--src-tls-verify=false",
+        "--src-no-creds",
+        f"--dest-authfile={tmp_path}/auth.json",
+        "--dest-tls-verify=false",
+        f"docker://127.0.0.1:4000/k/n1@{DIGEST}",
+        f"docker://127.0.0.1:5000/library/app@{DIGEST}",
+    )
+
+
+@pytest.mark.parametrize("certs", [True, False])
+def test_copy_command_to_tls_verifies_it_with_the_mirrors_ca(tmp_path: Path, certs: bool) -> None:
+    folder = tmp_path / "certs" if certs else None
+    destination = Destination("mirror.example.org/a", False, folder, tmp_path / "auth.json")
+    command = copy_command("skopeo", "127.0.0.1:4000/k/n1", destination, "x", DIGEST, 0.1)
+    assert "--dest-tls-verify=true" in command
+    assert (f"--dest-cert-dir={folder}" in command) == certs
+    assert "--command-timeout=1s" in command
+    assert "--retry-times" not in " ".join(command)
+    assert command[-1] == f"docker://mirror.example.org/a/x@{DIGEST}"
+
+
+def test_child_environment_passes_proxies_and_nothing_secret(tmp_path: Path) -> None:
+    passed = {
+        "PATH": "/bin",
+        "HTTPS_PROXY": "http://proxy:3128",
+        "no_proxy": "localhost",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
+    ours = {
+        "HOME": "/home/me",
+        "PREWARM_GITLAB_TOKEN": "glpat-secret",
+        "REGISTRY_AUTH_FILE": "/auth.json",
+        "CREDENTIALS_DIRECTORY": "/run/credentials",
+        "PGPASSFILE": "/pgpass",
+        "XDG_DATA_HOME": "/home/me/data",
+        "DOCKER_CONFIG": "/home/me/.docker",
+        "LD_PRELOAD": "/evil.so",
+    }
+    found = child_environment({**passed, **ours}, tmp_path / "home", tmp_path / "data")
+    assert {name: found[name] for name in passed} == passed
+    assert found["HOME"] == found["TMPDIR"] == found["XDG_RUNTIME_DIR"] == str(tmp_path / "home")
+    assert found["XDG_DATA_HOME"] == str(tmp_path / "data")
+    assert not set(ours) - {"HOME", "XDG_DATA_HOME"} & set(found)
+    assert not set(ours.values()) & set(found.values())
+
+
+# Finding it
+
+
+def script(folder: Path, text: str) -> dict[str, str]:
+    file = folder / "skopeo"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return {"PATH": str(folder)}
+
+
+def test_find_the_installed_one_returns_its_path() -> None:
+    assert find(os.environ).endswith("/skopeo")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("echo skopeo version 1.8.0", "skopeo-old"),
+        ("echo skopeo version 0.1.40", "skopeo-old"),
+        ("echo skopeo version 1.9.0-dev commit: abc", ""),
+        ("echo skopeo version 1.18.0", ""),
+        ("echo skopeo version v2.0.1", ""),
+        ("echo something else", "skopeo-missing"),
+        ("exit 1", "skopeo-missing"),
+    ],
+)
+def test_find_takes_a_version_that_is_new_enough(tmp_path: Path, text: str, code: str) -> None:
+    environ = script(tmp_path, text)
+    if not code:
+        assert find(environ) == str(tmp_path / "skopeo")
+        return
+    with pytest.raises(PrewarmError) as caught:
+        find(environ)
+    assert caught.value.code == code
+    assert "apt install skopeo" in caught.value.cure
+
+
+def test_find_without_one_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(PrewarmError) as caught:
+        find({"PATH": str(tmp_path)})
+    assert caught.value.code == "skopeo-missing"
+
+
+def test_find_of_one_that_cannot_start_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "skopeo"
+    file.write_bytes(b"\x7fELF nonsense")
+    file.chmod(0o755)
+    with pytest.raises(PrewarmError) as caught:
+        find({"PATH": str(tmp_path)})
+    assert caught.value.code == "skopeo-missing"
+
+
+# Running it
+
+
+def test_run_returns_code_and_stderr() -> None:
+    result = run(("sh", "-c", "echo out; echo words >&2; exit 3"), SHELL, 5, threading.Event())
+    assert (result.returncode, result.stderr, result.stopped) == (3, "words\n", False)
+
+
+def test_run_of_much_stderr_keeps_its_end_and_never_blocks() -> None:
+    command = "i=0; while [ $i -lt 40000 ]; do echo $i-0123456789012345678901234567890; i=$((i+1)); done >&2"  # noqa: E501
+    result = run(("sh", "-c", command), SHELL, 30, threading.Event())
+    assert result.returncode == 0
+    assert result.stderr.endswith("39999-0123456789012345678901234567890\n")
+    assert len(result.stderr) <= 1 << 20
+
+
+def test_run_that_is_stopped_ends_the_whole_group() -> None:
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    started = time.monotonic()
+    result = run(("sh", "-c", "sleep 60 & echo $! >&2; wait"), SHELL, 60, stop)
+    assert result.stopped
+    assert result.returncode == -15
+    assert time.monotonic() - started < 4
+    child = int(result.stderr)
+    deadline = time.monotonic() + 3
+    while Path(f"/proc/{child}/stat").exists():
+        state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_run_beyond_its_timeout_is_ended_even_if_it_ignores_sigterm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(skopeo, "_GRACE", 0.3)
+    command = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    started = time.monotonic()
+    result = run(command, SHELL, 0.1, threading.Event())
+    assert (result.returncode, result.stopped) == (-9, False)
+    assert time.monotonic() - started < 4
+
+
+def test_run_of_what_has_gone_is_a_failure_with_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(PrewarmError) as caught:
+        run((str(tmp_path / "skopeo"), "copy"), SHELL, 5, threading.Event())
+    assert caught.value.code == "skopeo-missing"
+    assert "No such file" in caught.value.text
+
+
+# What its failures mean
+
+UPLOAD = "/v2/library/app/blobs/uploads/ in 127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"writing blob: initiating layer upload to {UPLOAD}: received unexpected HTTP status: "
+         "500 Internal Server Error", "mirror-full"),
+        ("writing blob: uploading layer chunked: received unexpected HTTP status: 500 Internal "
+         "Server Error", "mirror-full"),
+        ("writing blob: write /data: no space left on device", "mirror-full"),
+        ('writing blob: StatusCode: 405, "Method not allowed\\n"', "mirror-read-only"),
+        (f"writing blob: initiating layer upload to {UPLOAD}: unsupported: The operation is "
+         "unsupported.", "mirror-read-only"),
+        (f"writing blob: initiating layer upload to {UPLOAD}: unauthorized: authentication "
+         "required", "mirror-unauthorized"),
+        (f"checking whether a blob {DIGEST} exists in 127.0.0.1:5000/library/app: unauthorized: "
+         "authentication required", "mirror-unauthorized"),
+        (f"writing blob: initiating layer upload to {UPLOAD}: denied: requested access to the "
+         "resource is denied", "mirror-denied"),
+        ('pinging container registry m.example.org: Get "https://m.example.org/v2/": x509: '
+         "certificate signed by unknown authority", "mirror-tls"),
+        ('pinging container registry 127.0.0.1:5000: Get "https://127.0.0.1:5000/v2/": http: '
+         "server gave HTTP response to HTTPS client", "mirror-tls"),
+        ('pinging container registry 127.0.0.1:5000: Get "http://127.0.0.1:5000/v2/": dial tcp '
+         "127.0.0.1:5000: connect: connection refused", "mirror-unreachable"),
+        ('pinging container registry m.org: Get "https://m.org/v2/": dial tcp: lookup m.org: '
+         "no such host", "mirror-unreachable"),
+        ('pinging container registry m.org: Get "https://m.org/v2/": dial tcp 192.0.2.1:443: '
+         "i/o timeout", "timeout"),
+        ("writing blob: context deadline exceeded", "timeout"),
+        (f"writing blob: Digest did not match, expected {DIGEST}, got {DIGEST}", "bad-digest"),
+        (f"Manifest does not match provided manifest digest {DIGEST}", "bad-digest"),
+        ("writing blob: received unexpected HTTP status: 503 Service Unavailable",
+         "mirror-server-error"),
+        ('writing blob: Patch "http://127.0.0.1:5000/v2/library/app/blobs/uploads/8a?_state=x": '
+         "read tcp 127.0.0.1:57038->127.0.0.1:5000: read: connection reset by peer", "reset"),
+        ("writing blob: happened during read: unexpected EOF", "reset"),
+        (f"writing manifest: uploading manifest {DIGEST} to 127.0.0.1:5000/library/app: manifest "
+         "invalid", "copy"),
+    ],
+)  # fmt: skip
+def test_failure_of_a_real_message_has_the_code_of_its_cause(text: str, code: str) -> None:
+    found = failure(fatal(text), MIRROR)
+    assert found.code == code
+    assert found.text.startswith(f"{MIRROR}: ")
+    assert found.cure
+    assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('writing blob: Patch "http://127.0.0.1:5000/v2/evil/unauthorized/x509-403/blobs/uploads/'
+         '8a": EOF', "reset"),
+        (f"writing manifest: uploading manifest {DIGEST} to 127.0.0.1:5000/denied/error-405: "
+         "manifest invalid", "copy"),
+    ],
+)  # fmt: skip
+def test_failure_of_an_image_with_a_telling_name_is_not_the_mirrors(text: str, code: str) -> None:
+    """Whoever names an image must not be able to make its mirror look broken."""
+    assert failure(fatal(text), MIRROR).code == code
+
+
+@pytest.mark.parametrize("stderr", ["", "\n\n", 'time="x" level=debug msg="unauthorized"\n'])
+def test_failure_without_a_word_says_so(stderr: str) -> None:
+    found = failure(stderr, MIRROR)
+    assert (found.code, found.text) == ("copy", f"{MIRROR}: skopeo failed: without a word")
+
+
+def test_last_words_are_the_last_fatal_message_without_signatures() -> None:
+    stderr = fatal("first") + fatal('Get "https://cdn/blob?verify=s3cr3t&x=1": EOF, again')
+    assert last_words(stderr) == 'Get "https://cdn/blob?…": EOF, again'
+
+
+def test_last_words_of_a_usage_error_are_its_last_line() -> None:
+    assert last_words("Usage: skopeo copy\nunknown flag: --preserve-digests\n") == (
+        "unknown flag: --preserve-digests"
+    )
+
+
+def test_last_words_are_short() -> None:
+    assert len(last_words(fatal("x" * 100_000))) == 500
+
+
+# Uploads left open
+
+BASE = "http://127.0.0.1:5000/v2/library/app/blobs/uploads"
+
+
+def said(*lines: str) -> str:
+    return "".join(f'time="2026-11-24T07:49:30Z" level=debug msg="{line}"\n' for line in lines)
+
+
+BLOB = "a" * 64
+COMPLETE = f"Upload of layer sha256:{BLOB} complete"
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ([f"POST {BASE}/"], ()),
+        ([f"POST {BASE}/", f"PATCH {BASE}/u1?_state=a"], (f"{BASE}/u1?_state=a",)),
+        # The newest state of an upload is the one that may be cancelled.
+        ([f"PATCH {BASE}/u1?_state=a", f"PATCH {BASE}/u1?_state=b"], (f"{BASE}/u1?_state=b",)),
+        (
+            [
+                f"PATCH {BASE}/u1?_state=a",
+                f"PUT {BASE}/u1?_state=b&digest=sha256%3A{BLOB}",
+                COMPLETE,
+            ],
+            (),
+        ),
+        # Refused at its end, it is as open as before.
+        (
+            [f"PATCH {BASE}/u1?_state=a", f"PUT {BASE}/u1?_state=b&digest=sha256%3A{BLOB}"],
+            (f"{BASE}/u1?_state=b&digest=sha256%3A{BLOB}",),
+        ),
+        (
+            [
+                f"PATCH {BASE}/u1?_state=a",
+                f"PATCH {BASE}/u2?_state=c",
+                f"PUT {BASE}/u1?_state=b&digest=sha256%3A{BLOB}",
+                COMPLETE,
+            ],
+            (f"{BASE}/u2?_state=c",),
+        ),
+        # A manifest is no upload, and what somebody else says in a message is none.
+        ([f"PUT http://127.0.0.1:5000/v2/library/app/manifests/{DIGEST}"], ()),
+        ([f"Looking at PATCH {BASE}/u1"], ()),
+    ],
+)
+def test_open_uploads_are_those_that_no_put_ended(lines: list[str], left: tuple[str]) -> None:
+    assert open_uploads(said(*lines)) == left

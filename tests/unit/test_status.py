@@ -1,0 +1,187 @@
+"""Status: what a state tells without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prewarm.budget import Limit, Moment, Window
+from prewarm.ledger import Ledger, Reservation
+from prewarm.plan import Quota
+from prewarm.report import Report, to_json
+from prewarm.settings import (
+    DOCKER_HUB,
+    DOCKER_HUB_ENDPOINT,
+    Allowance,
+    Mirror,
+    Settings,
+    Upstream,
+)
+from prewarm.status import coverage, status_of
+
+WALL = 1_800_000_000.0
+HOURS_6 = 6 * 3600
+NEAR, FAR, SOURCE = "http://127.0.0.1:5000", "https://far.example.org", "https://source.org"
+STATE = Path("/var/lib/prewarm/prewarm.db")
+SETTINGS = Settings(
+    Path("/etc/prewarm/images.yml"),
+    mirrors=(Mirror(NEAR, NEAR), Mirror(FAR, FAR), Mirror(SOURCE, SOURCE, role="source")),
+)
+
+
+def moment(seconds: float = 0.0) -> Moment:
+    return Moment(WALL + seconds, "boot", 1000.0 + seconds)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger.memory() as opened:
+        yield opened
+
+
+def status(ledger: Ledger, at: float = 100.0, settings: Settings = SETTINGS) -> dict[str, Any]:
+    document = status_of(settings, ledger, moment(at), STATE).document
+    return dict(json.loads(json.dumps(document)))
+
+
+def finish(ledger: Ledger, at: float, **fields: Any) -> str:
+    """Record a run that ended `at` with that report."""
+    run = ledger.start_run(moment(at - 1))
+    quota = Quota("acme", Window(10, HOURS_6, 2), "reported by docker.io", (), fields.pop("limit"))
+    report = Report(run, False, WALL + at - 1, WALL + at, {"docker.io": quota}, (), ())
+    document = {**to_json(report), **fields}
+    ledger.finish_run(run, 0, json.dumps(document), moment(at))
+    return run
+
+
+LIMIT = Limit(100, HOURS_6, 76, "acme")
+
+
+def spend(ledger: Ledger, at: float, pulls: int, *, settled: bool = True) -> None:
+    got = ledger.reserve(
+        "run", "docker.io", "acme", "library/x", "sha256:x", pulls, pulls, Window(None), moment(at)
+    )
+    assert isinstance(got, Reservation)
+    if settled:
+        ledger.settle(got, pulls, pulls, "spent", moment(at))
+
+
+def test_status_of_an_empty_state_is_whole(ledger: Ledger) -> None:
+    assert status(ledger) == {
+        "version": 1,
+        "config": "/etc/prewarm/images.yml",
+        "state": str(STATE),
+        "budgets": {},
+        "images": {"tracked": 0, "fresh": 0, "stale": 0, "missing": 0},
+        "coverage": None,
+        "uses_unresolved": 0.0,
+        "pull_failures_per_day": [],
+        "last_sync": None,
+        "mirrors": [
+            {"url": url, "mode": "push", "coverage": None, "bytes": 0, "state": "unknown"}
+            for url in (NEAR, FAR)
+        ],
+        "runs": [],
+    }
+
+
+def test_status_of_a_run_that_never_ended_has_no_last_sync(ledger: Ledger) -> None:
+    run = ledger.start_run(moment())
+    told = status(ledger)
+    assert told["last_sync"] is None
+    assert told["runs"] == [
+        {"run": run, "started": "2027-01-15T08:00:00Z", "finished": None, "exit": None}
+    ]
+
+
+def test_status_tells_the_last_run_that_ended(ledger: Ledger) -> None:
+    finish(ledger, 10, limit=LIMIT)
+    run = finish(ledger, 20, limit=LIMIT, problems=[{"where": FAR, "code": "mirror-full"}])
+    ledger.start_run(moment(30))
+    told = status(ledger)
+    last = told["last_sync"]
+    assert (last["run"], last["exit"], last["copied"]) == (run, 0, 0)
+    assert last["finished"] == "2027-01-15T08:00:20Z"
+    assert last["problems"] == [{"where": FAR, "code": "mirror-full"}]
+    assert len(told["runs"]) == 3
+    assert [(one["url"], one["state"]) for one in told["mirrors"]] == [
+        (NEAR, "ok"),
+        (FAR, "mirror-full"),
+    ]
+
+
+def test_status_budget_is_that_of_the_last_run_with_what_the_ledger_holds_now(
+    ledger: Ledger,
+) -> None:
+    finish(ledger, 10, limit=LIMIT)
+    spend(ledger, 20, 3)
+    spend(ledger, 50, 2, settled=False)
+    budget = status(ledger, 100)["budgets"]["docker.io"]
+    assert (budget["used"], budget["remaining"], budget["pulls"]) == (5, 3, 10)
+    assert (budget["reported_limit"], budget["reported_remaining"]) == (100, 76)
+    assert budget["next_free"] == "2027-01-15T14:00:20Z"
+    # The settled ones have left the window; what is in flight still counts.
+    budget = status(ledger, 20 + HOURS_6)["budgets"]["docker.io"]
+    assert (budget["used"], budget["remaining"]) == (2, 6)
+
+
+def test_status_budget_that_is_written_goes_before_the_one_of_the_last_run(
+    ledger: Ledger,
+) -> None:
+    finish(ledger, 10, limit=None)
+    hub = Upstream(DOCKER_HUB, DOCKER_HUB_ENDPOINT, budget=Allowance(50, 3600, 5))
+    budget = status(ledger, settings=replace(SETTINGS, registries=(hub,)))["budgets"]["docker.io"]
+    assert (budget["pulls"], budget["window_seconds"], budget["remaining"]) == (50, 3600, 45)
+    assert budget["reported_remaining"] is None
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "counted"),
+    [
+        ("fresh", "fresh", "fresh"),
+        ("fresh", "stale", "stale"),
+        ("stale", "missing", "missing"),
+        ("unknown", "fresh", "missing"),
+        ("missing", "unknown", "missing"),
+    ],
+)
+def test_status_counts_an_image_by_its_worst_mirror(
+    ledger: Ledger, near: str, far: str, counted: str
+) -> None:
+    for url, state in ((NEAR, near), (FAR, far)):
+        ledger.note_state("docker.io/library/a:1", url, state, None, moment())
+    images = status(ledger)["images"]
+    assert images == {"tracked": 1, "fresh": 0, "stale": 0, "missing": 0, counted: 1}
+
+
+def test_status_coverage_counts_stale_as_served(ledger: Ledger) -> None:
+    for number, (near, far) in enumerate(
+        [("fresh", "fresh"), ("stale", "fresh"), ("missing", "fresh"), ("unknown", "fresh")]
+    ):
+        ledger.note_state(f"docker.io/library/a:{number}", NEAR, near, None, moment())
+        ledger.note_state(f"docker.io/library/a:{number}", FAR, far, None, moment())
+    told = status(ledger)
+    assert coverage(ledger.states()) == (2, 4)
+    assert told["coverage"] == 0.5
+    assert [one["coverage"] for one in told["mirrors"]] == [0.5, 1.0]
+
+
+def test_status_mirror_bytes_are_those_that_prewarm_wrote(ledger: Ledger) -> None:
+    for number, url in enumerate((NEAR, NEAR, FAR, "https://gone.example.org")):
+        ledger.note_written(
+            url,
+            f"docker.io/library/a:{number}",
+            "library/a",
+            str(number),
+            "sha256:a",
+            "sha256:b",
+            "linux/amd64",
+            10**number,
+            moment(),
+        )
+    assert [one["bytes"] for one in status(ledger)["mirrors"]] == [11, 100]
