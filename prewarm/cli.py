@@ -26,6 +26,7 @@ from prewarm.errors import ConfigError, PrewarmError, UsageError
 
 if TYPE_CHECKING:
     from prewarm.errors import Problem
+    from prewarm.findings import Scan
     from prewarm.ledger import Ledger
     from prewarm.report import Report
     from prewarm.settings import Settings
@@ -165,6 +166,75 @@ def _sync(
         watching(quiet=options.quiet) as progress,
     ):
         return sync(session, asked, Doing(tools, progress, session.stop))
+
+
+@cli.command()
+@click.option("--project", metavar="PATH", help="Read this project alone: group/project.")
+@click.option("--file", metavar="FILE", help="Read one CI file on disk; no GitLab, no images.yml.")
+@click.option(
+    "--root", metavar="DIR", help="Where its local includes start (default: the git checkout)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def scan(
+    options: Global, project: str | None, file: str | None, root: str | None, as_json: bool
+) -> int:
+    """Tell which images CI uses, how often, and which names could not be resolved, and why."""
+    from prewarm.console import show_scan
+
+    if file is not None and project is not None:
+        raise UsageError("usage", "--file and --project exclude each other", "leave one out")
+    if root is not None and file is None:
+        raise UsageError("usage", "--root is where the includes of a --file start", "name the file")
+    found = _scan_file(Path(file), root) if file is not None else _scan(options, project)
+    show_scan(found, as_json=as_json)
+    return found.exit_code
+
+
+def _scan_file(file: Path, root: str | None) -> Scan:
+    from prewarm import clock
+    from prewarm.checkout import find_root
+    from prewarm.evaluate import evaluate_file
+    from prewarm.findings import of_file
+
+    evaluation = evaluate_file(file, Path(root) if root is not None else find_root(file))
+    return of_file(evaluation, str(file), clock.now().wall)
+
+
+def _scan(options: Global, project: str | None) -> Scan:
+    from prewarm import clock
+    from prewarm.console import scanning
+    from prewarm.discover import scan as discover
+    from prewarm.gitlab_client import find_token
+    from prewarm.ledger import Ledger
+    from prewarm.state import exclusive, locks_for, prepare
+
+    settings = options.settings()
+    if settings.gitlab is None:
+        raise UsageError(
+            "no-gitlab",
+            f"{settings.path} names no GitLab to scan",
+            "write gitlab: with its url, or read one file with prewarm scan --file .gitlab-ci.yml",
+        )
+    token = find_token(settings.gitlab, os.environ)
+    path = _state_path(settings)
+    prepare(path, os.geteuid(), sys.argv)
+    with (
+        exclusive(locks_for(path, ()), clock.now()),
+        Ledger.open(path) as ledger,
+        scanning(quiet=options.quiet) as progress,
+    ):
+        return discover(
+            settings.gitlab,
+            token,
+            ledger,
+            clock.now,
+            stop=_stopping,
+            progress=progress,
+            mirrors=settings.mirrors,
+            environ=os.environ,
+            only=project,
+        )
 
 
 @cli.command()

@@ -15,13 +15,16 @@ import click
 
 from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
+from prewarm.reference import parse
 from prewarm.report import Report, platforms_of, pulls_words, sentence, size_words, to_json, when
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from prewarm.discover import Progress as ScanProgress
     from prewarm.explain import Explanation
+    from prewarm.findings import Scan
     from prewarm.status import Status
     from prewarm.verify import Verification
 
@@ -192,6 +195,90 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
         _say(printable(f"  next: {coming['action']}{until}: {coming['reason']}{cure}"))
     if told["command"]:
         _say(f"  to warm it now: {told['command']}")
+
+
+def show_scan(scan: Scan, *, as_json: bool) -> None:
+    """Print what a scan found: images, names that are open and why, problems, one sentence."""
+    from prewarm.findings import document
+    from prewarm.findings import sentence as told
+
+    if as_json:
+        show_json(document(scan))
+        return
+    if scan.images:
+        rows = [
+            (
+                printable(parse(one.reference).familiar),
+                str(one.jobs),
+                str(one.projects),
+                when(one.last_used) if one.last_used is not None else "",
+                ", ".join(one.sources) + (f" (through the {one.via})" if one.via else ""),
+            )
+            for one in scan.images
+        ]
+        _table(("image", "jobs", "projects", "last use", "source"), rows)
+    if scan.unresolved:
+        _say("")
+        open_ = [
+            tuple(map(printable, (one.text or "?", one.project, one.job, one.why)))
+            for one in scan.unresolved
+        ]
+        _table(("unresolved", "project", "job", "why"), open_)
+    if scan.images or scan.unresolved:
+        _say("")
+    for problem in scan.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _say(told(scan))
+
+
+@contextmanager
+def scanning(*, quiet: bool) -> Iterator[ScanProgress]:
+    """Show on stderr how far a scan is: a bar on a terminal, else a line for each phase."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield _ScanLines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    with Display(
+        TextColumn("{task.description:>11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        yield _ScanBar(bar)
+
+
+class _ScanLines:
+    """Progress of a scan where nobody watches a terminal."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Log what begins."""
+        if total != 0:
+            log.info("reading %s%s", name, "" if total is None else f" of {total} projects")
+
+    def step(self) -> None:
+        """Say nothing."""
+
+
+class _ScanBar:
+    """Progress of a scan on a terminal: one bar, which starts anew with each phase."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task: TaskID = bar.add_task("", total=None)
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Begin anew; without a total the bar only shows that something happens."""
+        self._bar.reset(self._task, total=total, description=name)
+
+    def step(self) -> None:
+        """One more project."""
+        self._bar.advance(self._task)
 
 
 class _Lines:

@@ -109,6 +109,8 @@ class Carrier:
     observer: Observer
     ledger: Ledger
     gate: Gate
+    authfile: int
+    """The descriptor of the login at the gate."""
     tools: Tools | PrewarmError
     """An error where nothing can be copied: images that need no copy are done all the same."""
     windows: Callable[[UpstreamSite], Window]
@@ -320,7 +322,12 @@ class Carrier:
         ]
         self.progress.expect(sum(manifest.blob_bytes for manifest in lacking))
         for manifest in lacking:
-            if (failure := too_little_space(site, manifest.blob_bytes)) is not None:
+            needed = sum(
+                blob.size
+                for blob in manifest.blobs
+                if self._moving.where(site.url, blob.digest) is None
+            )
+            if (failure := too_little_space(site, needed)) is not None:
                 raise PrewarmError(failure.code, failure.text, failure.cure)
             self._copy(image, site, manifest)
             image.note_present(site.url, (manifest.digest,))
@@ -367,40 +374,58 @@ class Carrier:
 
     def _copy(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
         """Let skopeo copy one manifest with its blobs to a mirror."""
-        assert isinstance(self.tools, Tools)
-        timeout = _BASE_TIMEOUT + manifest.blob_bytes / _SLOWEST
         blobs = [blob.digest for blob in manifest.blobs]
         repository = image.holdings[site.url].repository
-        with self._moving.hold(site.url, repository, blobs):
-            self._mount(site, repository, blobs)
-            for last in (number == _TRIES for number in range(1, _TRIES + 1)):
-                offer = Offer(
-                    manifest,
-                    self._sources(image, manifest.digest, site),
-                    self.progress.moved,
-                    partial(self._moving.arrived, site.url, repository=repository, settled=False),
-                    image.known,
-                )
-                source = self.gate.offer(offer)
-                command = skopeo.copy_command(
-                    self.tools.program,
-                    source,
-                    self.tools.destinations[site.url],
-                    repository,
-                    manifest.digest,
+        for _ in range(len(blobs) + 1):
+            # A blob that is not where it was thought to be must be held by one copy, too.
+            with self._moving.hold(site.url, repository, blobs) as mine:
+                if not self._mount(site, repository, blobs):
+                    mine.clear()
+                    continue
+                self._copy_held(image, site, manifest)
+                return
+        self._copy_held(image, site, manifest)
+
+    def _copy_held(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
+        assert isinstance(self.tools, Tools)
+        timeout = _BASE_TIMEOUT + manifest.blob_bytes / _SLOWEST
+        repository = image.holdings[site.url].repository
+        sources = self._sources(image, manifest.digest, site)
+        for last in (number == _TRIES for number in range(1, _TRIES + 1)):
+            arrived = partial(self._moving.arrived, site.url, repository=repository, settled=False)
+            offer = Offer(manifest, sources, self.progress.moved, arrived, image.known)
+            source = self.gate.offer(offer)
+            destination = self.tools.destinations[site.url]
+            command = skopeo.copy_command(
+                self.tools.program,
+                source,
+                self.authfile,
+                destination,
+                repository,
+                manifest.digest,
+                timeout,
+            )
+            try:
+                result = skopeo.run(
+                    command,
+                    self.tools.environment,
                     timeout,
+                    self.stop,
+                    (self.authfile, destination.authfile),
                 )
-                try:
-                    result = skopeo.run(command, self.tools.environment, timeout, self.stop)
-                finally:
-                    self.gate.withdraw(source)
-                    image.moved += offer.sent
-                if result.returncode == 0:
-                    return
-                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
-                error = self._why_failed(image, site, offer, result)
-                if last or error.code not in ("reset", "timeout"):
-                    raise error
+            finally:
+                self.gate.withdraw(source)
+                image.moved += offer.sent
+            if result.returncode == 0:
+                return
+            site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+            error = self._why_failed(image, site, offer, result)
+            damaged = error.code == "bad-digest" and len(sources) > 1
+            if last or not (damaged or error.code in ("reset", "timeout")):
+                raise error
+            if damaged:
+                # A mirror's disk may be; upstream's bytes decide.
+                sources = sources[-1:]
 
     def _why_failed(
         self, image: Image, site: MirrorSite, offer: Offer, result: skopeo.Result
@@ -412,22 +437,26 @@ class Carrier:
             return PrewarmError(source.code.removeprefix("mirror-"), source.text, source.cure)
         return skopeo.failure(result.stderr, site.url)
 
-    def _mount(self, site: MirrorSite, repository: str, blobs: Sequence[str]) -> None:
+    def _mount(self, site: MirrorSite, repository: str, blobs: Sequence[str]) -> bool:
         """Have the blobs that other repositories of the mirror hold in this one, too.
 
         skopeo would do so by its own memory, which may be lost and is written only when a copy is
-        over. What cannot be mounted it copies; what is wrong with the mirror it will tell.
+        over. False where one turned out not to be there. What else is wrong with the mirror skopeo
+        will tell.
         """
         for digest in blobs:
             landing = self._moving.where(site.url, digest)
             if landing is None or landing.repository == repository:
                 continue
-            with suppress(RegistryError):
+            try:
                 ready = landing.settled or self._written(site, landing.repository, digest)
-                if not ready or not site.registry.mount_blob(
-                    repository, digest, landing.repository
-                ):
-                    self._moving.gone(site.url, digest)
+                if ready and site.registry.mount_blob(repository, digest, landing.repository):
+                    continue
+            except RegistryError:
+                return True
+            self._moving.gone(site.url, digest)
+            return False
+        return True
 
     def _written(self, site: MirrorSite, repository: str, digest: str) -> bool:
         """Wait a moment for a blob whose last bytes were just handed on."""

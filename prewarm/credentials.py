@@ -155,10 +155,11 @@ def load(authfile: Path | None, environ: Mapping[str, str]) -> AuthConfig:
     return AuthConfig(tuple(files), environ, tuple(problems))
 
 
-def private_authfile(path: Path, entries: Mapping[str, Login]) -> None:
-    """Write an authfile for skopeo, readable by its owner alone from its first byte on.
+def authfile_in_memory(entries: Mapping[str, Login]) -> int:
+    """Return the descriptor of an authfile for children of ours that is on no disk.
 
-    Keys are `host[:port]`, perhaps with a path. An existing file is replaced.
+    Nothing is left of it when the last process that has it dies, however that happens. Keys are
+    `host[:port]`, perhaps with a path. The caller closes it.
     """
     auths: dict[str, dict[str, str]] = {}
     for key, login in entries.items():
@@ -166,15 +167,9 @@ def private_authfile(path: Path, entries: Mapping[str, Login]) -> None:
             auths[key] = {"auth": _encode(IDENTITY_TOKEN, ""), "identitytoken": login.secret}
         else:
             auths[key] = {"auth": _encode(login.username, login.secret)}
-    new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"auths": auths}, file)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    descriptor = os.memfd_create("authfile")
+    os.write(descriptor, json.dumps({"auths": auths}).encode())
+    return descriptor
 
 
 def _places(authfile: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[Path, bool, bool]]:

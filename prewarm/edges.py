@@ -5,18 +5,19 @@ Built here from the settings, once, and handed down; nothing below looks for the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
 from urllib.parse import urlsplit
 
 from prewarm import skopeo
 from prewarm.copying import Tools
-from prewarm.credentials import AuthConfig, private_authfile
+from prewarm.credentials import AuthConfig, authfile_in_memory
 from prewarm.credentials import load as load_credentials
-from prewarm.errors import Failure, PrewarmError, Problem, RegistryError
+from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
 from prewarm.login import Login
 from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
@@ -125,30 +126,46 @@ def open_tools(
 ) -> Iterator[Tools | PrewarmError]:
     """Find skopeo and make its private folder; the error where it cannot be used.
 
-    `data` is the folder where skopeo remembers, from run to run, which blob lies where.
+    `data` is the folder where skopeo remembers, from run to run, which blob lies where. The private
+    folder lies beside it, under the lock of the state: what a killed run left there is removed.
     """
-    with TemporaryDirectory(prefix="prewarm-") as name:
-        private = Path(name)
+    with ExitStack() as stack:
+        private = stack.enter_context(_private_folder(data.with_name("private")))
         try:
             program = skopeo.find(environ)
             policy = read_policy(home)
             destinations = {
-                site.url: _destination(site, number, private, edges.auth)
+                site.url: _destination(site, number, private, edges.auth, stack)
                 for number, site in enumerate(edges.mirrors)
             }
         except PrewarmError as error:
             yield error
             return
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        yield Tools(program, skopeo.child_environment(environ, private, data), destinations, policy)
+        environment = skopeo.child_environment(environ, private, data)
+        yield Tools(program, environment, destinations, policy)
+
+
+@contextmanager
+def _private_folder(path: Path) -> Iterator[Path]:
+    rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise UsageError(
+            "state", f"{path} cannot be made: {error.strerror}", "remove it, or mend its folder"
+        ) from error
+    try:
+        yield path
+    finally:
+        rmtree(path, ignore_errors=True)
 
 
 def _destination(
-    site: MirrorSite, number: int, private: Path, auth: AuthConfig
+    site: MirrorSite, number: int, private: Path, auth: AuthConfig, stack: ExitStack
 ) -> skopeo.Destination:
-    """Tell skopeo of a mirror: its own credentials alone, in a file of its own."""
+    """Tell skopeo of a mirror: its own credentials alone, in an authfile of its own."""
     parts = urlsplit(site.url)
-    authfile = private / f"auth-{number}.json"
     try:
         login = auth.login(parts.netloc, "")
     except RegistryError as error:
@@ -157,7 +174,8 @@ def _destination(
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         # skopeo would send it in the clear to whoever asks for it.
         login = None
-    private_authfile(authfile, {parts.netloc: login} if login else {})
+    authfile = authfile_in_memory({parts.netloc: login} if login else {})
+    stack.callback(os.close, authfile)
     certs = None
     if site.settings.ca is not None:
         certs = private / f"certs-{number}"

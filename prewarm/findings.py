@@ -22,8 +22,13 @@ class Scan:
     problems: tuple[Problem, ...]
     requests: int
     complete: bool
-    """It ran to its end, over the whole scope."""
+    """It ran to its end, over the whole of what it was to read."""
     finished: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where the operator must act."""
+        return int(any(problem.severity == "error" for problem in self.problems))
 
 
 def of_file(evaluation: Evaluation, name: str, finished: float) -> Scan:
@@ -85,16 +90,16 @@ def document(scan: Scan) -> dict[str, Any]:
     }
 
 
-def sentence(scan: Scan, runs: int | None = None) -> str:
+def sentence(scan: Scan) -> str:
     """Return the scan in one line for people."""
     parts = [_count(len(scan.images), "image")]
     if scan.unresolved:
         parts.append(f"{_count(len(scan.unresolved), 'name')} unresolved")
     if scan.problems:
         parts.append(_count(len(scan.problems), "problem"))
-    if runs is None:
+    if scan.requests:
         parts.append(f"{_count(scan.requests, 'request')} to GitLab")
-    return "; ".join(parts) + ("" if scan.complete else "; not the whole scope was read")
+    return ", ".join(parts) + ("" if scan.complete else "; not the whole scope was read")
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,7 +4,8 @@ It is the one door to an upstream (DESIGN.md, 3). Manifests are answered from by
 fetched under a reservation, so no manifest GET can leave without one; blobs are streamed through,
 with redirects followed here: TLS is then verified to the last hop (skopeo told to do without TLS
 towards the gate would do without it towards the CDN as well), interrupted blobs resume, and every
-byte is counted. Nothing but the digests of this run is answered, below an unguessable path.
+byte is counted. Nothing but the digests of this run is answered, and only to who knows a password
+of this run: skopeo has it from a file, since everyone can read its command line.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import secrets
 import socket
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Protocol
 
 from prewarm.errors import RegistryError
+from prewarm.login import Login
 from prewarm.manifest import Manifest
 
 log = logging.getLogger("prewarm")
@@ -79,7 +82,8 @@ class Gate:
     """The server; use as a context manager for the length of a run."""
 
     def __init__(self) -> None:
-        self._secret = secrets.token_hex(16)
+        self.login = Login("gate", secrets.token_hex(16))
+        """Who may ask: this run's skopeo."""
         self._offers: dict[str, Offer] = {}
         self._numbers = 0
         self._lock = threading.Lock()
@@ -87,7 +91,7 @@ class Gate:
 
         class Handler(_Handler):
             offers = gate._offers
-            prefix = f"/v2/{gate._secret}/"
+            expected = _basic(gate.login)
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(
@@ -103,17 +107,26 @@ class Gate:
         self._server.server_close()
         self._thread.join()
 
+    @property
+    def host(self) -> str:
+        """`host:port`."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
     def offer(self, offer: Offer) -> str:
         """Answer the offer's manifest and blobs from now on; return its repository on the gate."""
         with self._lock:
             self._numbers += 1
             name = f"n{self._numbers}"
             self._offers[name] = offer
-        return f"127.0.0.1:{self._server.server_address[1]}/{self._secret}/{name}"
+        return f"{self.host}/{name}"
 
     def withdraw(self, repository: str) -> None:
         """Answer no more for a repository that `offer` returned."""
         self._offers.pop(repository.rpartition("/")[2], None)
+
+
+def _basic(login: Login) -> str:
+    return "Basic " + b64encode(f"{login.username}:{login.secret}".encode()).decode()
 
 
 class _Server(ThreadingHTTPServer):
@@ -129,7 +142,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     offers: dict[str, Offer]
-    prefix: str
+    expected: str
 
     def setup(self) -> None:
         super().setup()
@@ -145,11 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        given = self.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), self.expected.encode()):
+            return self._reply(401, "text/plain", b"", body=body)
         if self.path == "/v2/":
             return self._reply(200, "application/json", b"{}", body=body)
-        if not self.path.startswith(self.prefix):
-            return self._reply(404, "text/plain", b"", body=body)
-        name, _, rest = self.path.removeprefix(self.prefix).partition("/")
+        name, _, rest = self.path.removeprefix("/v2/").partition("/")
         kind, _, digest = rest.partition("/")
         offer = self.offers.get(name)
         if offer is None:
@@ -165,6 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(content)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="prewarm"')
         self.end_headers()
         if body:
             self.wfile.write(content)

@@ -177,7 +177,8 @@ class Observer:
             head = upstream.head(reference.repository, reference.selector, self.clock)
         except RegistryError as error:
             return Seen(failure=error.failure, holdings=tuple(look.holding for look in looks))
-        return self.judge(want, head.descriptor, looks)
+        seen = self.judge(want, head.descriptor, looks)
+        return replace(seen, metered=head.limit is not None)
 
     def judge(self, want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Seen:
         """Return the picture, given upstream's descriptor and a look at each mirror."""

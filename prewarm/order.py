@@ -64,22 +64,28 @@ class Moving:
         self._there: dict[tuple[str, str], Landing] = {}
 
     @contextmanager
-    def hold(self, mirror: str, repository: str, digests: Iterable[str]) -> Iterator[None]:
-        """Hold the blobs that are not known to be there; left without an error, they are."""
+    def hold(
+        self, mirror: str, repository: str, digests: Iterable[str]
+    ) -> Iterator[set[tuple[str, str]]]:
+        """Hold the blobs that are not known to be there; left without an error, they are.
+
+        Yields what is held; cleared, nothing is taken to have come.
+        """
         wanted = {(mirror, digest) for digest in digests}
         with self._changed:
             while wanted & self._busy and not self._stop.is_set():
                 self._changed.wait(0.5)
             mine = wanted - self._there.keys() - self._busy
             self._busy |= mine
-        over = False
+        moved: set[tuple[str, str]] = set()
+        held = set(mine)
         try:
-            yield
-            over = True
+            yield held
+            moved = held
         finally:
             with self._changed:
                 self._busy -= mine
-                for blob in mine if over else ():
+                for blob in moved:
                     self._there[blob] = Landing(repository, settled=True)
                 self._changed.notify_all()
 

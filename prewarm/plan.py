@@ -61,6 +61,8 @@ class Seen:
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the required manifests' blobs, where their bytes are at hand."""
     holdings: tuple[Holding, ...] = ()
+    metered: bool = True
+    """Whether upstream reported a quota with it; where it does not, that pull does not count."""
     failure: Failure | None = None
     """Why upstream could not be asked, or has nothing that is wanted."""
 
@@ -219,8 +221,6 @@ class Quota:
     """Where the window comes from, in words."""
     spends: tuple[Spend, ...] = ()
     reported: Limit | None = None
-    unsettled: int = 0
-    """GETs that the reported remaining may not hold yet."""
     closed: Failure | None = None
     """Set when upstream said 429 in this run: no more GETs go there."""
 
@@ -286,9 +286,9 @@ class _Purse:
     def __init__(self, quota: Quota) -> None:
         self._quota = quota
         self._pulls = remaining(quota.spends, quota.window)
-        self._gets = quota.unsettled
+        self._gets = 0
 
-    def refusal(self, price: Cost) -> tuple[str, str] | None:
+    def refusal(self, price: Cost, *, metered: bool) -> tuple[str, str] | None:
         """Return the code and the reason why the price cannot be paid now."""
         quota = self._quota
         if price.known_gets == 0:
@@ -297,7 +297,7 @@ class _Purse:
             return quota.closed.code, quota.closed.text
         if self._pulls is not None and price.known_pulls > self._pulls:
             return "budget", _budget_words(quota, price.known_pulls, self._pulls)
-        reported = quota.reported
+        reported = quota.reported if metered else None
         if reported is not None and not upstream_allows(
             reported.remaining, self._gets, price.known_gets, quota.window.reserve
         ):
@@ -390,12 +390,12 @@ def _decide(
     if purse.larger(price) and (part := purse.part()) > 0:
         purse.pay(Cost(part, part + 1))
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
-    if (refused := purse.refusal(price)) is not None:
+    if (refused := purse.refusal(price, metered=seen.metered)) is not None:
         why_not, words = refused
         if isinstance(leader, Defer) and leader.code == why_not:
             words = f"with {leader.want.reference.familiar}"
         return Defer(want, seen, price, why_not, words)
-    purse.pay(price)
+    purse.pay(price if seen.metered else replace(price, gets=0))
     return Copy(want, seen, price, code, reason)
 
 

@@ -193,7 +193,9 @@ class Purchasing:
         affordable, refusal = self._afford(upstream, bill, len(due))
         for digest in due[:affordable]:
             self._renew(upstream, bill)
-            image.manifests[digest] = self._get(image, upstream, digest, bill)
+            # Another image may share it, and have brought it meanwhile.
+            known = self._ledger.manifest(digest)
+            image.manifests[digest] = known or self._get(image, upstream, digest, bill)
         if affordable == len(due):
             return None
         return self._in_parts(image, upstream, len(due), refusal)

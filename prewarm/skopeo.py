@@ -45,7 +45,8 @@ class Destination:
     """Plain HTTP: skopeo then does without TLS; otherwise it is verified."""
     certs: Path | None
     """A folder that holds `ca.crt`."""
-    authfile: Path
+    authfile: int
+    """The descriptor of an authfile, for the child to inherit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Result:
 def copy_command(
     program: str,
     source: str,
+    authfile: int,
     destination: Destination,
     repository: str,
     digest: str,
@@ -68,8 +70,9 @@ def copy_command(
 ) -> tuple[str, ...]:
     """Return the command that copies one manifest with its blobs, by digest, under no tag.
 
-    `source` is the repository on the gate. `--debug` is what tells which uploads were left open;
-    signatures are neither read nor written, since the mirror has nowhere to keep them.
+    `source` is the repository on the gate, `authfile` the descriptor of the login there. `--debug`
+    is what tells which uploads were left open; signatures are neither read nor written, since the
+    mirror has nowhere to keep them.
     """
     return (
         program,
@@ -80,13 +83,18 @@ def copy_command(
         "--preserve-digests",
         "--remove-signatures",
         "--src-tls-verify=false",
-        "--src-no-creds",
-        f"--dest-authfile={destination.authfile}",
+        f"--src-authfile={_inherited(authfile)}",
+        f"--dest-authfile={_inherited(destination.authfile)}",
         f"--dest-tls-verify={'false' if destination.plain else 'true'}",
         *((f"--dest-cert-dir={destination.certs}",) if destination.certs else ()),
         f"docker://{source}@{digest}",
         f"docker://{destination.host}/{repository}@{digest}",
     )
+
+
+def _inherited(descriptor: int) -> str:
+    """The path by which a child reads a descriptor that it inherits."""
+    return f"/proc/self/fd/{descriptor}"
 
 
 def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dict[str, str]:
@@ -127,9 +135,16 @@ def find(environ: Mapping[str, str]) -> str:
 
 
 def run(
-    command: tuple[str, ...], environment: Mapping[str, str], timeout: float, stop: threading.Event
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    timeout: float,
+    stop: threading.Event,
+    descriptors: tuple[int, ...] = (),
 ) -> Result:
-    """Run skopeo to its end, its timeout or until `stop` is set, in a process group of its own."""
+    """Run skopeo to its end, its timeout or until `stop` is set, in a process group of its own.
+
+    It inherits the `descriptors`, and no other but its standard ones.
+    """
     try:
         process = subprocess.Popen(
             command,
@@ -138,6 +153,7 @@ def run(
             stderr=subprocess.PIPE,
             env=dict(environment),
             start_new_session=True,
+            pass_fds=descriptors,
         )
     except OSError as error:
         raise PrewarmError(
@@ -165,6 +181,9 @@ def run(
             if stop.is_set() or time.monotonic() > deadline:
                 stopped = stop.is_set()
                 _end(process)
+                # Its last words tell which uploads it leaves open.
+                while ready.poll(0) and (chunk := os.read(pipe.fileno(), 65536)):
+                    lines += chunk
                 break
     return Result(process.wait(), lines.decode(errors="replace"), stopped)
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prewarm.budget import Moment, Window, window_for, window_problem
 from prewarm.clock import Clock
 from prewarm.copying import Carrier, Outcome, Progress, Tools
+from prewarm.credentials import authfile_in_memory
 from prewarm.demand import Want, chosen, patterns, wants
 from prewarm.edges import Edges
 from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
 from prewarm.gate import Gate
 from prewarm.ledger import Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
-from prewarm.plan import Copy, Plan, Quota, Seen, Tag, action, plan
+from prewarm.plan import Copy, Defer, Plan, Quota, Seen, Step, Tag, action, plan
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import Report, distinct, planned, problems_of, to_json
 from prewarm.settings import Newest, Pin, Settings
@@ -270,15 +272,20 @@ def carry_out(
     """Plan and copy, and plan again with what was learned, until nothing more can be done now.
 
     Costs are upper bounds until an index is read, so the budget may reach further than the first
-    plan could promise. Each image is tried once.
+    plan could promise; and what others had in flight, when an image was refused, may have cost less
+    than was reserved for it. Each image is tried once, a refused one twice.
     """
     done: dict[Reference, Outcome] = {}
-    with Gate() as gate:
+    refused: dict[Reference, Outcome] = {}
+    with Gate() as gate, ExitStack() as stack:
+        authfile = authfile_in_memory({gate.host: gate.login})
+        stack.callback(os.close, authfile)
         carrier = Carrier(
             run,
             session.observer,
             session.ledger,
             gate,
+            authfile,
             doing.tools,
             lambda upstream: session.window(upstream)[0],
             session.settings.limits,
@@ -293,11 +300,36 @@ def carry_out(
             if not acted:
                 break
             for outcome in carrier.carry_out(current):
-                done[outcome.step.want.reference] = outcome
-    rest = {outcome.step.want.reference: outcome for outcome in planned(current)}
+                reference = outcome.step.want.reference
+                if reference not in refused and _may_go_later(outcome.step):
+                    refused[reference] = outcome
+                else:
+                    done[reference] = _together(refused.get(reference), outcome)
+    rest = {
+        outcome.step.want.reference: _together(refused.get(outcome.step.want.reference), outcome)
+        for outcome in planned(current)
+    }
     return tuple(
         done[want.reference] if want.reference in done else rest[want.reference]
         for want, _ in images
+    )
+
+
+def _may_go_later(step: Step) -> bool:
+    return isinstance(step, Defer) and step.code in {"budget", "upstream-quota"}
+
+
+def _together(first: Outcome | None, last: Outcome) -> Outcome:
+    """The outcome of an image that was tried twice: what it came to, and what both tries took."""
+    if first is None:
+        return last
+    return replace(
+        last,
+        content=last.content or first.content,
+        pulls=(last.pulls or 0) + (first.pulls or 0),
+        gets=(last.gets or 0) + (first.gets or 0),
+        moved=last.moved + first.moved,
+        seconds=last.seconds + first.seconds,
     )
 
 

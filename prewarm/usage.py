@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -132,6 +133,7 @@ class UnresolvedImage:
 # --- names ---
 
 
+@lru_cache(4096)
 def named(text: str, registry_prefix: str | None = None) -> JobImage:
     """Return what an expanded name of an image means, as in a definition."""
     known = {"CI_REGISTRY_IMAGE": registry_prefix} if registry_prefix else {}
@@ -164,7 +166,8 @@ def upstream_of(reference: Reference, hosts: Collection[str]) -> Reference:
         return reference
 
 
-def _reference(image: JobImage, hosts: Collection[str]) -> str | None:
+def reference_of(image: JobImage, hosts: Collection[str]) -> str | None:
+    """Return what is to be pulled, fully qualified; None where that is not known."""
     return None if image.reference is None else str(upstream_of(image.reference, hosts))
 
 
@@ -179,7 +182,7 @@ def definition_rows(definition: Definition | Evaluation, hosts: Collection[str])
             "",
             image.kind,
             image.text,
-            _reference(image, hosts),
+            reference_of(image, hosts),
             image.unresolved,
             "definition",
             image.certain,
@@ -257,7 +260,7 @@ def trace_rows(
         if seen.kind == "tool":
             tools += 1
         image = named(seen.text, registry_prefix)
-        reference = _reference(image, hosts)
+        reference = reference_of(image, hosts)
         if reference is None or tools > TOOLS_MAX:
             continue
         certain = seen.trust == "runner"

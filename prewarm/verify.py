@@ -17,6 +17,7 @@ from prewarm.ledger import Written
 from prewarm.manifest import ManifestError
 from prewarm.observe import MirrorSite, required_of
 from prewarm.plan import Holding, Seen
+from prewarm.platforms import ALL, Wanted, parse_platform
 from prewarm.reference import parse
 from prewarm.report import Report, to_json
 from prewarm.settings import Pin
@@ -43,6 +44,8 @@ class Broken:
     mirror: str
     text: str
     """What is wrong with it."""
+    platforms: str
+    """Those that it was written for, as the state notes them."""
     manifests: frozenset[str]
     """The single manifests that must be copied again."""
 
@@ -137,7 +140,7 @@ def _down(site: MirrorSite) -> bool:
 
 
 def _broken(written: Written, text: str, manifests: frozenset[str] = frozenset()) -> Broken:
-    return Broken(written.image, written.mirror, text, manifests)
+    return Broken(written.image, written.mirror, text, written.platforms, manifests)
 
 
 def mend(session: Session, found: Verification, doing: Doing) -> Verification:
@@ -163,12 +166,17 @@ def _pins(
     """Pins for what is broken; a problem for what images.yml no longer allows."""
     pins: list[Pin] = []
     problems = []
-    for image in dict.fromkeys(one.image for one in broken):
+    for image, platforms in {one.image: one.platforms for one in broken}.items():
         try:
-            pins += named_pins(session.settings, (image,))
+            (pin,) = named_pins(session.settings, (image,))
+            pins.append(replace(pin, platforms=_written_for(platforms)))
         except UsageError as error:
             problems.append(Problem("error", error.code, image, error.text, error.cure))
     return tuple(pins), tuple(problems)
+
+
+def _written_for(platforms: str) -> Wanted:
+    return ALL if platforms == ALL else tuple(map(parse_platform, platforms.split(", ")))
 
 
 def _without(seen: Seen, want: Want, broken: Sequence[Broken]) -> Seen:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,8 +19,10 @@ import pytest
 
 from prewarm import registry as module
 from prewarm import skopeo
+from prewarm.credentials import authfile_in_memory
 from prewarm.errors import RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
+from prewarm.login import Login
 from prewarm.manifest import Manifest
 from prewarm.registry import Registry
 from prewarm.transport import Blob
@@ -55,13 +58,25 @@ def offer_of(image: Image, *sources: BlobSource) -> Offer:
     return Offer(manifest, [(source, REPOSITORY) for source in sources], lambda _: None)
 
 
+def authorization(login: Login) -> dict[str, str]:
+    pair = f"{login.username}:{login.secret}".encode()
+    return {"Authorization": "Basic " + b64encode(pair).decode()}
+
+
 def ask(
-    address: str, rest: str = "", *, method: str = "GET", path: str = ""
+    gate: Gate,
+    address: str,
+    rest: str = "",
+    *,
+    method: str = "GET",
+    path: str = "",
+    login: Login | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """Ask below a repository that `Gate.offer` returned, or for another path; read it all."""
+    headers = authorization(login or gate.login)
     host, _, repository = address.partition("/")
     with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
-        connection.request(method, path or f"/v2/{repository}/{rest}")
+        connection.request(method, path or f"/v2/{repository}/{rest}", headers=headers)
         answer = connection.getresponse()
         return answer.status, dict(answer.getheaders()), answer.read()
 
@@ -69,23 +84,32 @@ def ask(
 class Skopeo:
     """A skopeo that copies from the gate to a mirror."""
 
-    def __init__(self, folder: Path, mirror: str) -> None:
-        authfile = folder / "auth.json"
-        authfile.write_text("{}")
+    def __init__(self, folder: Path, mirror: str, gate: Gate) -> None:
+        authfile = authfile_in_memory({})
+        self.login = authfile_in_memory({gate.host: gate.login})
         self.program = skopeo.find(os.environ)
         self.environment = skopeo.child_environment(os.environ, folder, folder / "data")
         self.destination = skopeo.Destination(mirror.removeprefix("http://"), True, None, authfile)
 
     def copy(self, source: str, digest: str, stop: threading.Event | None = None) -> skopeo.Result:
         command = skopeo.copy_command(
-            self.program, source, self.destination, REPOSITORY, digest, 30
+            self.program, source, self.login, self.destination, REPOSITORY, digest, 30
         )
-        return skopeo.run(command, self.environment, 30, stop or threading.Event())
+        return self.run(command, stop)
+
+    def run(self, command: tuple[str, ...], stop: threading.Event | None = None) -> skopeo.Result:
+        inherited = (self.login, self.destination.authfile)
+        return skopeo.run(command, self.environment, 30, stop or threading.Event(), inherited)
+
+    def close(self) -> None:
+        os.close(self.login)
+        os.close(self.destination.authfile)
 
 
 @pytest.fixture
-def copier(box: Sandbox, tmp_path: Path) -> Skopeo:
-    return Skopeo(tmp_path, box.taps[0].url)
+def copier(box: Sandbox, tmp_path: Path, gate: Gate) -> Iterator[Skopeo]:
+    with closing(Skopeo(tmp_path, box.taps[0].url, gate)) as made:
+        yield made
 
 
 # Copies with a real skopeo
@@ -123,9 +147,15 @@ def test_copy_through_the_gate_takes_a_layer_of_another_repository_from_the_mirr
     assert copier.copy(gate.offer(offer_of(first, hub)), first.digest).returncode == 0
     offer = offer_of(second, hub)
     command = skopeo.copy_command(
-        copier.program, gate.offer(offer), copier.destination, "elsewhere/app", second.digest, 30
+        copier.program,
+        gate.offer(offer),
+        copier.login,
+        copier.destination,
+        "elsewhere/app",
+        second.digest,
+        30,
     )
-    result = skopeo.run(command, copier.environment, 30, threading.Event())
+    result = copier.run(command)
     assert result.returncode == 0
     assert offer.sent < 300_000
     assert (Path(copier.environment["XDG_DATA_HOME"]) / "containers/cache").is_dir()
@@ -181,7 +211,7 @@ def test_manifest_is_answered_from_bytes_without_asking_anyone(
     image = box.push(REPOSITORY, "1", single=True)
     address = gate.offer(offer_of(image, hub))
     for method, body in (("GET", image.content), ("HEAD", b"")):
-        status, headers, content = ask(address, f"manifests/{image.digest}", method=method)
+        status, headers, content = ask(gate, address, f"manifests/{image.digest}", method=method)
         assert (status, content) == (200, body)
         assert headers["Content-Type"] == image.media_type
         assert headers["Content-Length"] == str(len(image.content))
@@ -193,49 +223,49 @@ def test_only_what_was_offered_is_answered(box: Sandbox, gate: Gate, hub: Regist
     other = box.push(REPOSITORY, "2", single=True, revision=2)
     first, second = gate.offer(offer_of(image, hub)), gate.offer(offer_of(other, hub))
     own, foreign = digest_of(image.blobs[1]), digest_of(other.blobs[1])
-    assert ask(first, f"blobs/{own}")[0] == 200
-    secret = first.split("/")[1]
+    assert ask(gate, first, f"blobs/{own}")[0] == 200
     refused = [
-        f"/v2/{secret}/n1/manifests/1",
-        f"/v2/{secret}/n1/manifests/{other.digest}",
-        f"/v2/{secret}/n1/blobs/{foreign}",
-        f"/v2/{secret}/n1/blobs/{own}/",
-        f"/v2/{secret}/n1/blobs/uploads/",
-        f"/v2/{secret}/n1/tags/list",
-        f"/v2/{secret}/n9/manifests/{image.digest}",
-        f"/v2/{secret}/../{secret}/n1/manifests/{image.digest}",
-        f"/v2/{'0' * len(secret)}/n1/manifests/{image.digest}",
-        f"/v2/n1/manifests/{image.digest}",
+        "/v2/n1/manifests/1",
+        f"/v2/n1/manifests/{other.digest}",
+        f"/v2/n1/blobs/{foreign}",
+        f"/v2/n1/blobs/{own}/",
+        "/v2/n1/blobs/uploads/",
+        "/v2/n1/tags/list",
+        f"/v2/n9/manifests/{image.digest}",
+        f"/v2/x/../n1/manifests/{image.digest}",
         f"/v2/{REPOSITORY}/manifests/{image.digest}",
-        f"/v2/{secret}",
+        "/v2/n1",
         "/v2/_catalog",
         "/",
     ]
     before = len(box.hub.access)
     for path in refused:
         for method in ("GET", "HEAD"):
-            assert ask(first, method=method, path=path)[0] == 404, path
+            assert ask(gate, first, method=method, path=path)[0] == 404, path
     for method in ("POST", "PUT", "DELETE"):
-        assert ask(first, f"blobs/{own}", method=method)[0] == 501
+        assert ask(gate, first, f"blobs/{own}", method=method)[0] == 501
     assert len(box.hub.access) == before
     gate.withdraw(first)
-    assert ask(first, f"manifests/{image.digest}")[0] == 404
-    assert ask(first, f"blobs/{own}")[0] == 404
-    assert ask(second, f"manifests/{other.digest}")[0] == 200
+    assert ask(gate, first, f"manifests/{image.digest}")[0] == 404
+    assert ask(gate, first, f"blobs/{own}")[0] == 404
+    assert ask(gate, second, f"manifests/{other.digest}")[0] == 200
 
 
-def test_gate_listens_on_loopback_below_a_path_that_cannot_be_guessed(
-    box: Sandbox, gate: Gate, hub: Registry
+@pytest.mark.parametrize("rest", ["manifests", "blobs"])
+def test_gate_answers_only_who_knows_the_password_of_the_run(
+    box: Sandbox, gate: Gate, hub: Registry, rest: str
 ) -> None:
     image = box.push(REPOSITORY, "1", single=True)
+    address = gate.offer(offer_of(image, hub))
+    assert re.fullmatch(r"127\.0\.0\.1:\d+/n1", address)
+    digest = image.digest if rest == "manifests" else digest_of(image.blobs[0])
     with Gate() as another:
-        addresses = [one.offer(offer_of(image, hub)) for one in (gate, another)]
-    secrets = set()
-    for address in addresses:
-        found = re.fullmatch(r"127\.0\.0\.1:\d+/([0-9a-f]{32})/n1", address)
-        assert found
-        secrets.add(found[1])
-    assert len(secrets) == 2
+        for wrong in (another.login, Login("gate", ""), Login("", gate.login.secret)):
+            status, headers, _ = ask(gate, address, f"{rest}/{digest}", login=wrong)
+            assert (status, headers["WWW-Authenticate"]) == (401, 'Basic realm="prewarm"')
+        assert another.login.secret != gate.login.secret
+    assert box.hub.access == []
+    assert ask(gate, address, f"{rest}/{digest}")[0] == 200
 
 
 def test_gate_that_was_left_answers_no_more(box: Sandbox, hub: Registry) -> None:
@@ -243,7 +273,7 @@ def test_gate_that_was_left_answers_no_more(box: Sandbox, hub: Registry) -> None
     with Gate() as left:
         address = left.offer(offer_of(image, hub))
     with pytest.raises(ConnectionRefusedError):
-        ask(address, f"manifests/{image.digest}")
+        ask(left, address, f"manifests/{image.digest}")
 
 
 # Blobs
@@ -270,7 +300,7 @@ def test_blob_that_is_interrupted_goes_on_where_it_broke(
     box.hub.cdn.faults.add(Fault("GET", "*", nth=1, cut=100_000))
     box.hub.cdn.faults.add(Fault("GET", "*", nth=1, cut=200_000))
     offer = offer_of(image, hub)
-    assert ask(gate.offer(offer), f"blobs/{digest}")[2] == content
+    assert ask(gate, gate.offer(offer), f"blobs/{digest}")[2] == content
     assert [entry.status for entry in box.hub.cdn.access] == [200, 206, 206]
     assert offer.sent == len(content)
     wait_for_success(offer)
@@ -288,7 +318,7 @@ def test_blob_comes_from_the_next_source_where_the_first_fails(
         box.taps[0].faults.add(Fault("GET", "*/blobs/*", count=None, cut=100_000))
     with Registry(box.taps[0].url, box.taps[0].url, role="mirror", environ={}) as near:
         offer = offer_of(image, near, hub)
-        assert ask(gate.offer(offer), f"blobs/{digest}")[2] == content
+        assert ask(gate, gate.offer(offer), f"blobs/{digest}")[2] == content
     assert [entry.status for entry in box.hub.cdn.access] == [200 if missing else 206]
     assert len(box.taps[0].access.of("blob")) == 1
     wait_for_success(offer)
@@ -302,7 +332,7 @@ def test_blob_that_never_comes_whole_is_cut_and_its_cause_kept(
     box.hub.cdn.faults.add(Fault("GET", "*", count=None, cut=1000))
     offer = offer_of(image, hub)
     with pytest.raises(http.client.IncompleteRead):
-        ask(gate.offer(offer), f"blobs/{digest}")
+        ask(gate, gate.offer(offer), f"blobs/{digest}")
     assert offer.failure is not None
     assert offer.failure.code == "reset"
     # Four tries, no more.
@@ -316,7 +346,7 @@ def test_blob_that_nobody_has_is_a_bad_gateway_with_its_cause(
     digest, _ = largest(image)
     box.upstream.storage.blob_file(digest).unlink()
     offer = offer_of(image, hub)
-    assert ask(gate.offer(offer), f"blobs/{digest}")[0] == 502
+    assert ask(gate, gate.offer(offer), f"blobs/{digest}")[0] == 502
     assert offer.failure is not None
     assert offer.failure.code == "not-found"
 
@@ -327,7 +357,7 @@ def test_blob_longer_than_its_manifest_says_is_not_passed_on(
     image = box.push(REPOSITORY, "1", single=True)
     digest, content = largest(image)
     box.upstream.storage.blob_file(digest).write_bytes(content + b"more" * 10_000)
-    status, headers, body = ask(gate.offer(offer_of(image, hub)), f"blobs/{digest}")
+    status, headers, body = ask(gate, gate.offer(offer_of(image, hub)), f"blobs/{digest}")
     assert (status, headers["Content-Length"], body) == (200, str(len(content)), content)
 
 
@@ -354,7 +384,7 @@ def test_blob_by_redirect_needs_a_certificate_that_is_trusted(
         ca = authority.ca if trusted else None
         with Registry("docker.io", upstream.url, ca=ca, environ={}) as client:
             offer = offer_of(image, client)
-            status, _, body = ask(gate.offer(offer), f"blobs/{digest}")
+            status, _, body = ask(gate, gate.offer(offer), f"blobs/{digest}")
         if trusted:
             assert (status, body) == (200, content)
             return
@@ -391,7 +421,9 @@ def test_32_blobs_at_once_come_whole(box: Sandbox, gate: Gate, hub: Registry) ->
     address = gate.offer(offer)
     started = time.monotonic()
     with ThreadPoolExecutor(len(image.blobs)) as pool:
-        found = list(pool.map(lambda b: ask(address, f"blobs/{digest_of(b)}")[2], image.blobs))
+        found = list(
+            pool.map(lambda b: ask(gate, address, f"blobs/{digest_of(b)}")[2], image.blobs)
+        )
     assert found == list(image.blobs)
     assert offer.sent == sum(map(len, image.blobs))
     assert time.monotonic() - started < 0.3 * len(image.blobs) / 4
@@ -409,7 +441,8 @@ def test_large_blob_passes_without_being_held_in_memory(
     tracemalloc.start()
     try:
         with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
-            connection.request("GET", f"/v2/{repository}/blobs/{digest}")
+            headers = authorization(gate.login)
+            connection.request("GET", f"/v2/{repository}/blobs/{digest}", headers=headers)
             answer = connection.getresponse()
             found = hashlib.sha256()
             while chunk := answer.read(1 << 16):
@@ -436,7 +469,7 @@ def test_failure_of_an_offer_is_that_of_its_last_source(
 ) -> None:
     image = box.push(REPOSITORY, "1", single=True)
     offer = offer_of(image, Slow(["mirror-reset"]), Slow(["abuse-limit"]))
-    assert ask(gate.offer(offer), f"blobs/{largest(image)[0]}")[0] == 502
+    assert ask(gate, gate.offer(offer), f"blobs/{largest(image)[0]}")[0] == 502
     assert offer.failure is not None
     assert offer.failure.code == "abuse-limit"
     assert caplog.records == []
@@ -448,7 +481,7 @@ def test_bug_while_answering_is_told_in_the_log(
     image = box.push(REPOSITORY, "1", single=True)
     offer = offer_of(image, Slow([]))
     with caplog.at_level("ERROR", "prewarm"), pytest.raises(http.client.RemoteDisconnected):
-        ask(gate.offer(offer), f"blobs/{largest(image)[0]}")
+        ask(gate, gate.offer(offer), f"blobs/{largest(image)[0]}")
     deadline = time.monotonic() + 5
     while not caplog.records and time.monotonic() < deadline:
         time.sleep(0.01)

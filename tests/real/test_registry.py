@@ -181,7 +181,7 @@ def test_probe_upload_of_a_pull_through_mirror_is_a_proxy(
     ):
         found = failure(lambda: own.probe_upload("app"))
     assert (found.code, found.status) == ("mirror-proxy", 405)
-    assert "pull-through" in found.cure
+    assert "pull-through" in found.text
 
 
 def test_probe_upload_of_a_mirror_in_maintenance_is_read_only(tmp_path: Path) -> None:

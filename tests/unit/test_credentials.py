@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import stat
+import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prewarm.credentials import AuthConfig, load, private_authfile
+from prewarm.credentials import AuthConfig, authfile_in_memory, load
 from prewarm.errors import RegistryError, UsageError
 from prewarm.login import Login
 
@@ -312,22 +312,27 @@ def test_login_by_a_helper_that_fails_is_an_error_without_its_words(
     assert config.login("other.org", "app") is None
 
 
-def test_private_authfile_is_readable_by_its_owner_alone_and_by_load(tmp_path: Path) -> None:
-    path = tmp_path / "auth.json"
-    path.write_text("old")
-    path.chmod(0o644)
+def test_authfile_in_memory_is_read_by_children_and_lies_on_no_disk(tmp_path: Path) -> None:
     entries = {
         "127.0.0.1:5000": Login("kim", SECRET),
         "r.org/team": Login("team", "ünicode"),
         "t.org": Login("<token>", "identity"),
     }
-    umask = os.umask(0)
+    descriptor = authfile_in_memory(entries)
     try:
-        private_authfile(path, entries)
+        assert os.fstat(descriptor).st_nlink == 0
+        assert not os.get_inheritable(descriptor)
+        told = subprocess.run(
+            ["cat", f"/proc/self/fd/{descriptor}"],
+            pass_fds=(descriptor,),
+            capture_output=True,
+            check=True,
+        ).stdout
     finally:
-        os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [entry.name for entry in tmp_path.iterdir()] == ["auth.json"]
+        os.close(descriptor)
+    path = tmp_path / "auth.json"
+    path.write_bytes(told)
+    path.chmod(0o600)
     config = load(path, {"HOME": str(tmp_path)})
     assert config.problems == ()
     assert config.login("127.0.0.1:5000", "app") == Login("kim", SECRET)

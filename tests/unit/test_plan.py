@@ -90,12 +90,11 @@ def quota(
     reserve: int = 0,
     spends: Sequence[Spend] = (),
     reported: int | None = None,
-    unsettled: int = 0,
     closed: Failure | None = None,
 ) -> Quota:
     limit = None if reported is None else Limit(200, 6 * HOUR, reported, "")
     window = Window(pulls, 6 * HOUR, reserve)
-    return Quota("acme", window, "written", tuple(spends), limit, unsettled, closed)
+    return Quota("acme", window, "written", tuple(spends), limit, closed)
 
 
 def planned(
@@ -248,26 +247,32 @@ def test_plan_tag_of_an_image_that_comes_in_parts_is_not_promised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reported", "reserve", "unsettled", "wanted"),
+    ("reported", "reserve", "wanted"),
     [
-        (12, 10, 0, ["copy", "defer"]),
-        (14, 10, 0, ["copy", "copy"]),
-        (14, 10, 1, ["copy", "defer"]),
-        (11, 10, 0, ["defer", "defer"]),
-        (-3, 0, 0, ["defer", "defer"]),
-        (None, 0, 0, ["copy", "copy"]),
+        (12, 10, ["copy", "defer"]),
+        (13, 10, ["copy", "defer"]),
+        (14, 10, ["copy", "copy"]),
+        (11, 10, ["defer", "defer"]),
+        (-3, 0, ["defer", "defer"]),
+        (None, 0, ["copy", "copy"]),
     ],
 )
 def test_plan_leaves_the_reserve_of_what_upstream_reports(
-    reported: int | None, reserve: int, unsettled: int, wanted: list[str]
+    reported: int | None, reserve: int, wanted: list[str]
 ) -> None:
     demand = [(want(name), at(index(name, read=False))) for name in ("a:1", "b:1")]
-    hub = quota(None, reserve=reserve, reported=reported, unsettled=unsettled)
+    hub = quota(None, reserve=reserve, reported=reported)
     found = planned(demand, hub)
     assert actions(found) == wanted
     for step in found.steps:
         if isinstance(step, Defer):
             assert (step.code, step.until) == ("upstream-quota", None)
+
+
+def test_plan_copies_what_upstream_does_not_count_whatever_remains() -> None:
+    seen = replace(at(index("a:1", read=False)), metered=False)
+    demand = [(want("a:1"), seen), (want("b:1"), at(index("b:1", read=False)))]
+    assert actions(planned(demand, quota(None, reported=0))) == ["copy", "defer"]
 
 
 def test_plan_closed_upstream_gets_no_more_manifests_but_what_costs_none_goes_on() -> None:
@@ -404,7 +409,6 @@ def worlds(draw: st.DrawFn) -> World:
         reserve=draw(st.integers(0, 3)),
         spends=draw(st.lists(spend, max_size=4)),
         reported=draw(st.none() | st.integers(-2, 15)),
-        unsettled=draw(st.integers(0, 3)),
         closed=draw(st.sampled_from([None, None, None, Failure("upstream-quota", "429", "")])),
     )
     return World(tuple(demand), hub)
@@ -438,7 +442,7 @@ def test_plan_never_spends_more_than_is_left_in_either_currency(world: World) ->
     assert left is None or sum(map(pulls_of, found.steps)) <= left
     gets = sum(map(gets_of, found.steps))
     if gets and hub.reported is not None:
-        assert hub.reported.remaining - hub.unsettled - gets >= hub.window.reserve
+        assert hub.reported.remaining - gets >= hub.window.reserve
     assert not gets or hub.closed is None
 
 

@@ -39,12 +39,18 @@ def fatal(text: str, before: str = "") -> str:
 # The command
 
 
-def test_copy_command_copies_one_digest_without_credentials_for_the_source(
+def test_copy_command_copies_one_digest_with_logins_from_files(
     tmp_path: Path,
 ) -> None:
-    destination = Destination("127.0.0.1:5000", True, None, tmp_path / "auth.json")
+    destination = Destination("127.0.0.1:5000", True, None, 9)
     command = copy_command(
-        "/usr/bin/skopeo", "127.0.0.1:4000/k/n1", destination, "library/app", DIGEST, 612.3
+        "/usr/bin/skopeo",
+        "127.0.0.1:4000/n1",
+        8,
+        destination,
+        "library/app",
+        DIGEST,
+        612.3,
     )
     assert command == (
         "/usr/bin/skopeo",
@@ -55,10 +61,10 @@ def test_copy_command_copies_one_digest_without_credentials_for_the_source(
         "--preserve-digests",
         "--remove-signatures",
         "--src-tls-verify=false",
-        "--src-no-creds",
-        f"--dest-authfile={tmp_path}/auth.json",
+        "--src-authfile=/proc/self/fd/8",
+        "--dest-authfile=/proc/self/fd/9",
         "--dest-tls-verify=false",
-        f"docker://127.0.0.1:4000/k/n1@{DIGEST}",
+        f"docker://127.0.0.1:4000/n1@{DIGEST}",
         f"docker://127.0.0.1:5000/library/app@{DIGEST}",
     )
 
@@ -66,8 +72,8 @@ def test_copy_command_copies_one_digest_without_credentials_for_the_source(
 @pytest.mark.parametrize("certs", [True, False])
 def test_copy_command_to_tls_verifies_it_with_the_mirrors_ca(tmp_path: Path, certs: bool) -> None:
     folder = tmp_path / "certs" if certs else None
-    destination = Destination("mirror.example.org/a", False, folder, tmp_path / "auth.json")
-    command = copy_command("skopeo", "127.0.0.1:4000/k/n1", destination, "x", DIGEST, 0.1)
+    destination = Destination("mirror.example.org/a", False, folder, 9)
+    command = copy_command("skopeo", "127.0.0.1:4000/n1", 8, destination, "x", DIGEST, 0.1)
     assert "--dest-tls-verify=true" in command
     assert (f"--dest-cert-dir={folder}" in command) == certs
     assert "--command-timeout=1s" in command

@@ -1,0 +1,441 @@
+"""Discovery: asks a GitLab which images its CI really used, and remembers it.
+
+Cheapest first: runners' logs, the list of projects, the history of jobs, definitions, and one trace
+for what is still unknown. Every step is written down when it is done, so a scan that is ended goes
+on where it stopped; one project's failure is a problem of that project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
+
+from prewarm.clock import Clock
+from prewarm.errors import PrewarmError, Problem, Severity
+from prewarm.findings import Scan
+from prewarm.gitlab_client import (
+    AT_ONCE,
+    Client,
+    GitlabRefusal,
+    Stopped,
+    Token,
+    group_path,
+    project_path,
+)
+from prewarm.history import DAY, NAMES_MAX, NEVER, Mark, Tally, excludes
+from prewarm.jobs import KEYSET, REPORTER, find_runners, read_project, read_runners
+from prewarm.ledger import Ledger
+from prewarm.naming import Namer, Project
+from prewarm.runnerlogs import LogReader, Use
+from prewarm.settings import Gitlab, Mirror
+from prewarm.usage import mirror_hosts, named, reference_of
+from prewarm.uses import LogKey, PastScan
+
+KEPT: Final = 28 * DAY
+"""Seconds that uses are remembered at least, for the forecast."""
+_LATE: Final = 600.0
+"""Seconds after a runner's log line within which history may not show the job yet."""
+
+_In = TypeVar("_In")
+
+
+class Progress(Protocol):
+    """Somebody who watches."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """What follows, and how many steps it takes, where that is known."""
+        ...
+
+    def step(self) -> None:
+        """One step is done."""
+        ...
+
+
+def scan_due(settings: Gitlab, ledger: Ledger, now: float) -> bool:
+    """Whether `sync` is to scan: no complete scan of this scope is younger than `rescan`."""
+    last = ledger.last_scan(complete=True)
+    if last is None or last.scope != scope_of(settings):
+        return True
+    return not 0 <= now - last.finished < settings.rescan
+
+
+def scope_of(settings: Gitlab) -> str:
+    """Return a hash of what a scan reads: another one means that the last scan tells too little."""
+    told = [
+        settings.url,
+        sorted(settings.groups),
+        sorted(settings.projects),
+        settings.scope,
+        sorted(settings.exclude),
+        [sorted(settings.runners.ids), sorted(settings.runners.tags), settings.runners.shared],
+        settings.variables,
+        sorted(settings.runner_logs),
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def scan(
+    settings: Gitlab,
+    token: Token | None,
+    ledger: Ledger,
+    clock: Clock,
+    *,
+    stop: threading.Event,
+    progress: Progress,
+    mirrors: Iterable[Mirror] = (),
+    environ: Mapping[str, str] | None = None,
+    only: str | None = None,
+) -> Scan:
+    """Read what is new of the scope, or of one project, and return the whole window's uses.
+
+    The caller holds the lock of the state. `environ` tells proxies and CAs. Raises PrewarmError
+    for what concerns GitLab as a whole, or the token; what was read until then is kept.
+    """
+    hosts = mirror_hosts(mirrors)
+    with Client(settings, token, environ or {}, stop) as client:
+        return _Scan(settings, client, ledger, clock, progress, hosts, environ or {}).run(only)
+
+
+class _Scan:
+    """One scan, under way."""
+
+    def __init__(
+        self,
+        settings: Gitlab,
+        client: Client,
+        ledger: Ledger,
+        clock: Clock,
+        progress: Progress,
+        hosts: Collection[str],
+        environ: Mapping[str, str],
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._ledger = ledger
+        self._clock = clock
+        self._progress = progress
+        self._hosts = hosts
+        self._environ = environ
+        self._now = clock().wall
+        self._since = self._now - settings.history
+        self._last = ledger.last_scan()
+        self._excluded = excludes(settings.exclude)
+        self._hidden: set[int] = set()
+        """Projects that `exclude` names."""
+        self._whole = True
+        """The list of projects is complete."""
+        self._problems: dict[Problem, None] = {}
+        self._running: set[int] = set()
+        self._logged: dict[int, float] = {}
+        self._names_before: dict[int, frozenset[str]] = {}
+        self._new_names: dict[int, frozenset[str]] = {}
+        self._denied = 0
+        self._lock = threading.Lock()
+
+    def run(self, only: str | None) -> Scan:
+        """Do one after the other what makes a scan."""
+        ended = False
+        projects: dict[int, Project] = {}
+        try:
+            self._read_logs()
+            self._progress.phase("projects", None)
+            projects = self._list_one(only) if only is not None else self._list()
+            self._read_history(projects)
+            self._read_definitions(projects)
+            ended = True
+        except Stopped:
+            pass
+        return self._finish(projects, ended=ended, only=only)
+
+    def _finish(self, projects: Mapping[int, Project], *, ended: bool, only: str | None) -> Scan:
+        """Record the scan, and tell what the window now holds."""
+        finished = self._clock().wall
+        known = self._ledger.known_projects()
+        for number in projects:
+            if number in known:
+                self._problems |= dict.fromkeys(known[number].problems)
+        problems = tuple(self._problems)
+        complete = ended and self._whole
+        if only is None:
+            late = {job for job, time in self._logged.items() if time > self._now - _LATE}
+            self._ledger.save_scan(
+                PastScan(
+                    self._now,
+                    finished,
+                    complete,
+                    self._client.sent,
+                    scope_of(self._settings),
+                    problems,
+                    frozenset(self._running),
+                    frozenset(late),
+                )
+            )
+            oldest = self._now - max(KEPT, self._settings.history)
+            self._ledger.forget_uses(oldest, self._hidden & known.keys())
+        project = next(iter(projects), -1) if only is not None else None
+        return Scan(
+            self._ledger.used_images(self._since, project),
+            self._ledger.unresolved_images(self._since, project),
+            problems,
+            self._client.sent,
+            complete,
+            finished,
+        )
+
+    def _report(self, where: str, error: PrewarmError, severity: Severity = "warning") -> None:
+        problem = Problem(severity, error.code, where, error.text, error.cure)
+        with self._lock:
+            self._problems[problem] = None
+
+    def _each(
+        self,
+        name: str,
+        items: Sequence[_In],
+        work: Callable[[_In], None],
+        where: Callable[[_In], str],
+    ) -> None:
+        """Do the work for each item, several at once; a refusal is a problem of that item.
+
+        Raises what concerns GitLab as a whole, and Stopped.
+        """
+        self._progress.phase(name, len(items))
+
+        def guarded(item: _In) -> None:
+            try:
+                work(item)
+            except GitlabRefusal as refusal:
+                if refusal.whole:
+                    raise
+                self._report(where(item), refusal)
+            self._progress.step()
+
+        with ThreadPoolExecutor(AT_ONCE, name) as pool:
+            futures = [pool.submit(guarded, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    # --- runners' logs ---
+
+    def _read_logs(self) -> None:
+        """Take what runners' logs tell; the jobs in them count there and nowhere else."""
+        if self._last is not None:
+            self._logged = dict.fromkeys(self._last.logged, self._last.started)
+        for source in self._settings.runner_logs:
+            position = self._ledger.log_position(source)
+            # A log that is new to us must not count again what history has counted.
+            since = self._since
+            if position is None and self._last is not None:
+                since = max(since, self._last.started)
+            uses: dict[LogKey, tuple[int, float]] = {}
+            reader = LogReader(source, position, since=since, now=self._now, environ=self._environ)
+            try:
+                for use in reader:
+                    self._take_logged(use, uses)
+            except PrewarmError as error:
+                self._report(source, error, "error")
+            self._ledger.add_logged(source, reader.position, uses)
+
+    def _take_logged(self, use: Use, uses: dict[LogKey, tuple[int, float]]) -> None:
+        time = use.time if use.time is not None else self._now
+        self._logged[use.job] = time
+        image = named(use.text)
+        key = LogKey(
+            use.project,
+            use.project_path or "",
+            use.runner or "",
+            use.kind,
+            use.text,
+            reference_of(image, self._hosts) or "",
+            image.via or "",
+            use.platform or "",
+            int(time // DAY),
+        )
+        if key.reference and not self._excludes(key.path):
+            runs, last = uses.get(key, (0, 0.0))
+            uses[key] = runs + 1, max(last, time)
+
+    # --- projects ---
+
+    def _list_one(self, path: str) -> dict[int, Project]:
+        project = _project(self._client.get(project_path(path), need=REPORTER))
+        if project is None:
+            raise PrewarmError(
+                "gitlab-not-found",
+                f"{path} runs no CI: it is archived or empty, or its jobs are switched off",
+                "name another project",
+            )
+        return {project.id: project}
+
+    def _list(self) -> dict[int, Project]:
+        """Return the projects of the scope that can run jobs."""
+        found: dict[int, Project] = {}
+        for fields in self._records():
+            project = _project(fields)
+            if project is None:
+                continue
+            if self._excludes(project.path):
+                self._hidden.add(project.id)
+            else:
+                found[project.id] = project
+        return found
+
+    def _excludes(self, path: str) -> bool:
+        return self._excluded is not None and self._excluded.fullmatch(path) is not None
+
+    def _records(self) -> Iterator[Mapping[str, Any]]:
+        settings = self._settings
+        for group in settings.groups:
+            # Not by keyset, which GitLab does not offer here.
+            query = {"include_subgroups": "true", "with_shared": "false", "archived": "false"}
+            pages = self._client.pages(
+                group_path(group, "projects"), order_by="id", sort="asc", **query
+            )
+            yield from self._part(group, pages, "error")
+        for name in settings.projects:
+            path = project_path(name)
+            records = ([self._client.get(each, need=REPORTER)] for each in (path,))
+            yield from self._part(name, records, "warning")
+        if not settings.groups and not settings.projects:
+            own = {"membership": "true"} if settings.scope == "member" else {}
+            for page in self._client.pages("/projects", archived="false", **KEYSET, **own):
+                yield from page
+
+    def _part(
+        self, name: str, pages: Iterator[list[Any]], severity: Severity
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yield what a group or project of the scope lists; a refusal is a problem of it alone."""
+        try:
+            for page in pages:
+                yield from page
+        except GitlabRefusal as refusal:
+            if refusal.whole:
+                raise
+            self._whole = False
+            self._report(name, refusal, severity)
+
+    # --- history ---
+
+    def _read_history(self, projects: Mapping[int, Project]) -> None:
+        """Count the jobs that are new, through the runners where the token may."""
+        known = self._ledger.known_projects()
+        marks = {number: known[number].mark if number in known else NEVER for number in projects}
+        self._names_before = {
+            number: frozenset(one.job for one in ran)
+            for number, ran in self._ledger.ran_jobs(0.0).items()
+        }
+        left: Collection[int] = list(projects)
+        runners = find_runners(self._client, self._settings, len(projects))
+        if runners:
+            new = [number for number in projects if marks[number] == NEVER]
+            # A few new projects are asked by themselves, lest every runner is read all through.
+            apart = set(new) if len(new) <= max(20, len(projects) // 20) else set()
+            together = [number for number in projects if number not in apart] or list(projects)
+            tally = self._tally(together, marks, projects)
+            self._progress.phase("jobs", None)
+            if read_runners(self._client, tally, runners):
+                self._save(tally, projects)
+                left = [number for number in projects if number not in set(together)]
+
+        def read(project: Project) -> None:
+            tally = self._tally([project.id], marks, projects)
+            try:
+                read_project(self._client, tally, project.id)
+            except GitlabRefusal as refusal:
+                with self._lock:
+                    self._denied += refusal.status == 403
+                raise
+            self._save(tally, projects)
+
+        self._each("jobs", [projects[number] for number in left], read, _path)
+        if projects and self._denied == len(projects):
+            raise GitlabRefusal(
+                "gitlab-rights",
+                f"{self._client.url}: the token may read the jobs of no project",
+                "give its user the role Reporter in the projects",
+                status=403,
+                whole=True,
+            )
+
+    def _tally(
+        self, numbers: Collection[int], marks: Mapping[int, Mark], projects: Mapping[int, Project]
+    ) -> Tally:
+        return Tally(
+            self._since,
+            self._now,
+            {number: marks[number] for number in numbers},
+            {number: projects[number].branch for number in numbers},
+            self._settings.runners,
+            self._logged.keys(),
+            self._last.running if self._last else frozenset(),
+        )
+
+    def _save(self, tally: Tally, projects: Mapping[int, Project]) -> None:
+        """Write down the history of the tally's projects, all of which has now been read."""
+        read = tally.marks.keys()
+        paths = {number: projects[number].path for number in read}
+        self._ledger.add_history(tally.counts, tally.marks_after(read), tally.heads, paths)
+        with self._lock:
+            self._running |= tally.running
+            for number in read:
+                before = self._names_before.get(number, frozenset())
+                self._new_names[number] = tally.names(number) - before
+        for number in tally.crowded:
+            text = f"runs jobs of more than {NAMES_MAX} names; those beyond do not count"
+            cure = "see what makes up the names of its jobs"
+            self._report(paths[number], PrewarmError("crowded", text, cure))
+
+    # --- definitions and traces ---
+
+    def _read_definitions(self, projects: Mapping[int, Project]) -> None:
+        ran = self._ledger.ran_jobs(self._since)
+        known = self._ledger.known_projects()
+        namer = Namer(
+            self._settings,
+            self._client,
+            self._ledger,
+            self._hosts,
+            self._now,
+            self._running,
+            self._report,
+        )
+
+        def settle(project: Project) -> None:
+            new = self._new_names.get(project.id, frozenset())
+            namer.settle(project, known[project.id], ran[project.id], new)
+
+        active = [projects[number] for number in ran if number in projects and number in known]
+        self._each("definitions", active, settle, _path)
+
+
+def _path(project: Project) -> str:
+    return project.path
+
+
+def _project(fields: Any) -> Project | None:
+    """Return the project that a record tells of; None for one that can run no job."""
+    if not isinstance(fields, dict):
+        return None
+    number, path = fields.get("id"), fields.get("path_with_namespace")
+    if not isinstance(number, int) or not isinstance(path, str):
+        return None
+    off = fields.get("jobs_enabled") is False or fields.get("builds_access_level") == "disabled"
+    if off or fields.get("archived") is True or fields.get("empty_repo") is True:
+        return None
+    prefix, branch = fields.get("container_registry_image_prefix"), fields.get("default_branch")
+    config = fields.get("ci_config_path")
+    return Project(
+        number,
+        path,
+        branch if isinstance(branch, str) else None,
+        prefix if isinstance(prefix, str) else None,
+        config if isinstance(config, str) else "",
+        fields.get("auto_devops_enabled") is True,
+    )
