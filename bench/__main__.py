@@ -12,8 +12,9 @@ from typing import Final
 
 import click
 
-from bench import measures
+from bench import measures, scan
 from bench.measures import Hundred, Large, Took
+from bench.scan import Scanned, Scans
 
 PAGE: Final = Path(__file__).parents[1] / "docs/performance.md"
 _HEAD: Final = """\
@@ -23,10 +24,12 @@ Written by `python -m bench --write`; `make bench` measures again and prints the
 Everything ran on loopback with real docker-registry and skopeo; a stand-in for Docker Hub added
 50 ms to every answer, its content network too. Both sides copied one platform into a fresh mirror,
 each with a blob cache of its own. Of the 100 images every ten share a base of 0.5 MB, and each has
-50 kB of its own.
+50 kB of its own. The scans asked a stand-in for GitLab that added 20 ms to every answer.
 """
 _TAIL: Final = """\
 - *manifest GETs* are what Docker Hub may count; *requests* are all to the Hub, tokens included.
+- The plain loop over python-gitlab asks the same of the same projects, one request after the other,
+  and expands nothing; prewarm's time includes its start-up and reading every definition.
 - `skopeo sync` reads the same list from a YAML file. It has no check by HEAD and copies one image
   after another.
 - `skopeo copy` was told the digest of the platform's manifest, which nobody knows without an index
@@ -38,7 +41,7 @@ _TAIL: Final = """\
 """
 
 
-def table(hundred: Hundred, large: Large, start_up: float) -> str:
+def table(hundred: Hundred, large: Large, scans: Scans, start_up: float) -> str:
     """Return the results as a Markdown table."""
     ours, direct = statistics.median(large.prewarm), statistics.median(large.direct)
     size = measures.LARGE_LAYERS * measures.LARGE_LAYER // 10**6
@@ -56,6 +59,9 @@ def table(hundred: Hundred, large: Large, start_up: float) -> str:
             "`skopeo copy`",
             f"{direct / ours:.2f}",
         ),
+        _scan_row("through the runners", scans.runners, scans),
+        _scan_row("project by project", scans.projects, scans),
+        _scan_row("again, nothing new", scans.again, scans),
         ("`prewarm --help`", f"{start_up:.3f} s", "", "", ""),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -65,6 +71,15 @@ def _row(name: str, ours: Took, peer: Took, peer_name: str) -> tuple[str, ...]:
     ratio = peer.seconds / ours.seconds
     what = f"{measures.IMAGES} images, {name}"
     return (what, _cell(ours), _cell(peer), peer_name, f"{ratio:.2f}")
+
+
+def _scan_row(name: str, ours: Scanned, scans: Scans) -> tuple[str, ...]:
+    ours_cell, plain_cell = (
+        f"{one.seconds:.1f} s, {one.requests} requests" for one in (ours, scans.plain)
+    )
+    what = f"scan of {scan.PROJECTS} projects, {scan.JOBS} jobs, {name}"
+    ratio = scans.plain.seconds / ours.seconds
+    return (what, ours_cell, plain_cell, "plain python-gitlab loop", f"{ratio:.2f}")
 
 
 def _cell(took: Took) -> str:
@@ -95,7 +110,7 @@ def main(write: bool) -> None:
     """Measure, and print a Markdown table; about two minutes."""
     click.echo("measuring, about two minutes …", err=True)
     start_up = measures.start_up()
-    results = table(measures.hundred(), measures.large(), start_up)
+    results = table(measures.hundred(), measures.large(), scan.measure(), start_up)
     click.echo(results)
     click.echo(f"\n{machine()}")
     if write:

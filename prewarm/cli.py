@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from prewarm.findings import Scan
     from prewarm.ledger import Ledger
     from prewarm.report import Report
-    from prewarm.settings import Settings
-    from prewarm.sync import Session
+    from prewarm.settings import Pin, Settings
+    from prewarm.sync import Scanner, Session
 
 log = logging.getLogger("prewarm")
 
@@ -111,7 +111,7 @@ def sync(
     images: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
-    no_scan: bool,  # noqa: ARG001 - CI is not read yet: every sync is one without a scan
+    no_scan: bool,
     use_reserve: bool,
     wait: bool,
     wait_for: float | None,
@@ -130,11 +130,12 @@ def sync(
         )
     settings = options.settings()
     asked = named_pins(settings, images)
+    scanner = None if no_scan else _scanner(options, settings)
     if dry_run:
-        report = _dry_run(settings, asked, use_reserve=use_reserve)
+        report = _dry_run(settings, asked, scanner, use_reserve=use_reserve)
     else:
         waiting = wait_for if wait_for is not None else (1800.0 if wait else 0.0)
-        report = _sync(options, settings, asked, waiting, use_reserve=use_reserve)
+        report = _sync(options, settings, asked, scanner, waiting, use_reserve=use_reserve)
     show_report(report, as_json=as_json, verbose=options.verbose)
     return _exit_code(report, strict=strict)
 
@@ -143,17 +144,20 @@ def _exit_code(report: Report, *, strict: bool) -> int:
     return 1 if strict and report.problems else report.exit_code
 
 
-def _dry_run(settings: Settings, asked: Sequence[Any], *, use_reserve: bool) -> Report:
+def _dry_run(
+    settings: Settings, asked: Sequence[Pin], scanner: Scanner | None, *, use_reserve: bool
+) -> Report:
     from prewarm.sync import dry_run
 
     with _looking(settings, use_reserve=use_reserve) as session:
-        return dry_run(session, asked)
+        return dry_run(session, asked, scanner)
 
 
 def _sync(
     options: Global,
     settings: Settings,
-    asked: Sequence[Any],
+    asked: Sequence[Pin],
+    scanner: Scanner | None,
     waiting: float,
     *,
     use_reserve: bool,
@@ -165,7 +169,7 @@ def _sync(
         _writing(settings, waiting, use_reserve=use_reserve) as (session, tools),
         watching(quiet=options.quiet) as progress,
     ):
-        return sync(session, asked, Doing(tools, progress, session.stop))
+        return sync(session, asked, Doing(tools, progress, session.stop), scanner)
 
 
 @cli.command()
@@ -203,38 +207,49 @@ def _scan_file(file: Path, root: str | None) -> Scan:
 
 def _scan(options: Global, project: str | None) -> Scan:
     from prewarm import clock
-    from prewarm.console import scanning
-    from prewarm.discover import scan as discover
-    from prewarm.gitlab_client import find_token
     from prewarm.ledger import Ledger
     from prewarm.state import exclusive, locks_for, prepare
 
     settings = options.settings()
-    if settings.gitlab is None:
+    scanner = _scanner(options, settings, project)
+    if scanner is None:
         raise UsageError(
             "no-gitlab",
             f"{settings.path} names no GitLab to scan",
             "write gitlab: with its url, or read one file with prewarm scan --file .gitlab-ci.yml",
         )
-    token = find_token(settings.gitlab, os.environ)
     path = _state_path(settings)
     prepare(path, os.geteuid(), sys.argv)
-    with (
-        exclusive(locks_for(path, ()), clock.now()),
-        Ledger.open(path) as ledger,
-        scanning(quiet=options.quiet) as progress,
-    ):
-        return discover(
-            settings.gitlab,
-            token,
-            ledger,
-            clock.now,
-            stop=_stopping,
-            progress=progress,
-            mirrors=settings.mirrors,
-            environ=os.environ,
-            only=project,
-        )
+    with exclusive(locks_for(path, ()), clock.now()), Ledger.open(path) as ledger:
+        return scanner(ledger)
+
+
+def _scanner(options: Global, settings: Settings, only: str | None = None) -> Scanner | None:
+    """Return what asks the GitLab of the settings, if they name one."""
+    gitlab = settings.gitlab
+    if gitlab is None:
+        return None
+
+    def scanner(ledger: Ledger) -> Scan:
+        from prewarm import clock
+        from prewarm.console import scanning
+        from prewarm.discover import scan as discover
+        from prewarm.gitlab_client import find_token
+
+        with scanning(quiet=options.quiet) as progress:
+            return discover(
+                gitlab,
+                find_token(gitlab, os.environ),
+                ledger,
+                clock.now,
+                stop=_stopping,
+                progress=progress,
+                mirrors=settings.mirrors,
+                environ=os.environ,
+                only=only,
+            )
+
+    return scanner
 
 
 @cli.command()

@@ -178,6 +178,13 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
         _say(f"  pinned at {pin['where']} for {', '.join(pin['platforms'])}")
     if not told["pins"]:
         _say("  no pin names it")
+    uses = told["uses"]
+    if uses:
+        where = f", by way of {uses['via']}" if uses["via"] else ""
+        _say(
+            f"  CI: {uses['jobs']} jobs of {uses['projects']} projects, last {uses['last_used']}"
+            f"{where}, {uses['pull_failures']} failed to pull it"
+        )
     upstream = told["upstream"]
     if upstream:
         moved = f", last moved {upstream['changed']}" if upstream["changed"] else ""

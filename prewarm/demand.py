@@ -1,17 +1,20 @@
 """Demand: which images are wanted, by whom, in which order (pure).
 
-Until CI is read, demand is the pins of `images.yml`, in the order of the file.
+Pins come first, in the order of the file; then what CI used, the most jobs first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from prewarm.platforms import ALL, DEFAULT, Wanted
-from prewarm.reference import Reference
+from prewarm.platforms import ALL, DEFAULT, Platform, Wanted, parse_platform
+from prewarm.reference import Reference, parse
 from prewarm.settings import Newest, Pin, Settings
 from prewarm.tags import glob_match
+from prewarm.usage import UsedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Want:
     projects: int = 0
     last_used: float | None = None
     """Seconds since the epoch."""
+    pull_failures: int = 0
+    """Jobs that failed because they could not pull it."""
 
     @property
     def pinned(self) -> bool:
@@ -66,11 +71,85 @@ def wants(
 
 def platforms_of(settings: Settings, pin: Pin) -> Wanted:
     """Return the pin's platforms: its own, its registry's, the general ones, linux/amd64."""
-    registry = next((r for r in settings.registries if r.name == pin.reference.registry), None)
-    for platforms in (pin.platforms, registry and registry.platforms, settings.platforms):
-        if platforms:
-            return platforms
-    return DEFAULT
+    return pin.platforms or written_platforms(settings, pin.reference.registry) or DEFAULT
+
+
+def written_platforms(settings: Settings, registry: str) -> Wanted | None:
+    """Return the platforms that `images.yml` writes for a registry's images, or for all."""
+    upstream = next((one for one in settings.registries if one.name == registry), None)
+    return (upstream and upstream.platforms) or settings.platforms
+
+
+def with_uses(
+    settings: Settings, pinned: Sequence[Want], used: Iterable[UsedImage]
+) -> tuple[Want, ...]:
+    """Return the pins, with what CI did with them, and after them what else CI used.
+
+    An image runs on the architectures of the runners that used it, where no platforms are written.
+    What jobs take from GitLab's own proxies is no demand: they would not ask the mirror.
+    """
+    uses = {one.reference: one for one in used if one.via is None}
+    known = {pin.where for pin in settings.pins if pin.platforms}
+    demand = []
+    for want in pinned:
+        use = uses.pop(str(want.reference), None)
+        demand.append(want if use is None else _used_pin(settings, want, use, known))
+    return (*demand, *(_used(settings, use) for use in uses.values()))
+
+
+def _used_pin(settings: Settings, want: Want, use: UsedImage, known: Container[str]) -> Want:
+    written = want.where in known or written_platforms(settings, want.reference.registry)
+    return replace(
+        want,
+        platforms=want.platforms if written else _architectures(use),
+        sources=tuple(dict.fromkeys((*want.sources, *use.sources))),
+        jobs=use.jobs,
+        projects=use.projects,
+        last_used=use.last_used,
+        pull_failures=use.pull_failures,
+    )
+
+
+def _used(settings: Settings, use: UsedImage) -> Want:
+    reference = parse(use.reference)
+    return Want(
+        reference,
+        written_platforms(settings, reference.registry) or _architectures(use),
+        use.sources,
+        "CI",
+        use.jobs,
+        use.projects,
+        use.last_used,
+        use.pull_failures,
+    )
+
+
+def _architectures(use: UsedImage) -> tuple[Platform, ...]:
+    found: list[Platform] = []
+    for text in use.platforms:
+        with suppress(ValueError):
+            found.append(parse_platform(text))
+    return tuple(found) or DEFAULT
+
+
+def uncovered(demand: Iterable[Want], used: Iterable[UsedImage]) -> dict[Platform, float]:
+    """Return the platforms of runners that are not mirrored, each with its share of the uses.
+
+    An index without the platform of a runner breaks its jobs: containerd and podman do not fall
+    back to upstream then.
+    """
+    wanted = {str(want.reference): want.platforms for want in demand}
+    total = 0
+    lacking: Counter[Platform] = Counter()
+    for use in used:
+        platforms = wanted.get(use.reference)
+        if platforms is None or use.via is not None:
+            continue
+        total += use.jobs
+        if platforms != ALL:
+            for platform in set(_architectures(use)) - set(platforms):
+                lacking[platform] += use.jobs
+    return {platform: jobs / total for platform, jobs in lacking.items() if jobs}
 
 
 def chosen(all_wants: Sequence[Want], asked: Sequence[Pin], settings: Settings) -> tuple[Want, ...]:

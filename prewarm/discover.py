@@ -149,31 +149,22 @@ class _Scan:
             ended = True
         except Stopped:
             pass
+        except PrewarmError as error:
+            self._report(self._client.url, error, "error")
+            self._record(complete=False, read=False)
+            raise
         return self._finish(projects, ended=ended, only=only)
 
     def _finish(self, projects: Mapping[int, Project], *, ended: bool, only: str | None) -> Scan:
         """Record the scan, and tell what the window now holds."""
-        finished = self._clock().wall
         known = self._ledger.known_projects()
         for number in projects:
             if number in known:
                 self._problems |= dict.fromkeys(known[number].problems)
         problems = tuple(self._problems)
         complete = ended and self._whole
+        self._record(complete=complete and only is None, read=ended and only is None)
         if only is None:
-            late = {job for job, time in self._logged.items() if time > self._now - _LATE}
-            self._ledger.save_scan(
-                PastScan(
-                    self._now,
-                    finished,
-                    complete,
-                    self._client.sent,
-                    scope_of(self._settings),
-                    problems,
-                    frozenset(self._running),
-                    frozenset(late),
-                )
-            )
             oldest = self._now - max(KEPT, self._settings.history)
             self._ledger.forget_uses(oldest, self._hidden & known.keys())
         project = next(iter(projects), -1) if only is not None else None
@@ -183,7 +174,28 @@ class _Scan:
             problems,
             self._client.sent,
             complete,
-            finished,
+            self._clock().wall,
+        )
+
+    def _record(self, *, complete: bool, read: bool) -> None:
+        """Write down the scan, and which jobs the next one has to know, where history was read."""
+        logged: Collection[int] = self._logged.keys()
+        running = self._running
+        if read:
+            logged = {job for job, time in self._logged.items() if time > self._now - _LATE}
+        elif self._last is not None:
+            running = running | self._last.running
+        self._ledger.save_scan(
+            PastScan(
+                self._now,
+                self._clock().wall,
+                complete,
+                self._client.sent,
+                scope_of(self._settings),
+                tuple(self._problems),
+                frozenset(running),
+                frozenset(logged),
+            )
         )
 
     def _report(self, where: str, error: PrewarmError, severity: Severity = "warning") -> None:

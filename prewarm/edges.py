@@ -49,6 +49,9 @@ def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges
                 upstream,
                 stack.enter_context(_upstream_client(upstream, settings, auth, environ)),
                 _account(auth, upstream),
+                stack.enter_context(_upstream_client(upstream, settings, None, environ))
+                if _account(auth, upstream) is not None
+                else None,
             )
             for upstream in settings.registries
         }
@@ -92,15 +95,16 @@ def _account(auth: AuthConfig, upstream: Upstream) -> str | None:
 
 
 def _upstream_client(
-    upstream: Upstream, settings: Settings, auth: AuthConfig, environ: Mapping[str, str]
+    upstream: Upstream, settings: Settings, auth: AuthConfig | None, environ: Mapping[str, str]
 ) -> Registry:
+    """The client of an upstream; without `auth` one that has no credentials."""
     limits = settings.limits
     return Registry(
         upstream.name,
         upstream.endpoint,
         ca=upstream.ca,
         realm=upstream.realm,
-        credentials=lambda repository: _login(auth, upstream, repository),
+        credentials=lambda repository: _login(auth, upstream, repository) if auth else None,
         connections=max(limits.checks, limits.parallel),
         heads_per_minute=limits.heads_per_minute,
         environ=environ,

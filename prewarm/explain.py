@@ -13,8 +13,8 @@ from prewarm.plan import Copy, Cost, Defer, Fresh, Step, action
 from prewarm.reference import Reference
 from prewarm.report import image_json, iso, planned
 from prewarm.settings import Newest, Pin
-from prewarm.sync import Session, make_plan, survey
-from prewarm.tags import newest
+from prewarm.sync import Session, make_plan, survey, used_images
+from prewarm.tags import glob_match, newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ def explain(session: Session, reference: Reference, *, offline: bool) -> Explana
             "warm": warm,
             "hidden": hidden,
             "pins": [{"where": pin.where, "platforms": _platforms(session, pin)} for pin in pins],
+            "uses": _uses(session, reference),
             "upstream": _upstream(session, reference, outcome),
             "mirrors": _mirrors(outcome, states),
             "last_copy": _last_copy(session, reference),
@@ -66,6 +67,13 @@ def _command(session: Session, reference: Reference, outcome: Outcome | None) ->
 def _hidden(session: Session, reference: Reference) -> dict[str, str] | None:
     """What keeps the image from being mirrored at all."""
     if reference.registry in session.edges.upstreams:
+        for pattern in [] if _pins(session, reference) else session.settings.skip:
+            if glob_match(pattern, str(reference)):
+                return {
+                    "code": "skip",
+                    "text": f"skip: {pattern} matches it",
+                    "cure": "pin it, or narrow the pattern in images.yml",
+                }
         return None
     return {
         "code": "registry",
@@ -76,6 +84,22 @@ def _hidden(session: Session, reference: Reference) -> dict[str, str] | None:
 
 def _pins(session: Session, reference: Reference) -> list[Pin]:
     return [pin for pin in session.settings.pins if _names(pin, reference)]
+
+
+def _uses(session: Session, reference: Reference) -> dict[str, Any] | None:
+    """What CI did with the image within the history window, as the last scans told."""
+    for use in used_images(session):
+        if use.reference == str(reference):
+            return {
+                "jobs": use.jobs,
+                "projects": use.projects,
+                "last_used": iso(use.last_used),
+                "sources": list(use.sources),
+                "platforms": list(use.platforms),
+                "via": use.via,
+                "pull_failures": use.pull_failures,
+            }
+    return None
 
 
 def _names(pin: Pin, reference: Reference) -> bool:

@@ -285,7 +285,7 @@ class Client:
         said = _said(error)
         if isinstance(error, GitlabAuthenticationError) or status == 401:
             text = f"{self.url} refused the token" if self._token else f"{self.url} wants a token"
-            why = " (it is expired)" if "expired" in said else ""
+            why = " (it is expired)" if b"expired" in (error.response_body or b"") else ""
             return GitlabRefusal("gitlab-token", text + why, _CURE, status=401, whole=True)
         if status == 403 and "insufficient_scope" in said:
             text = f"{self.url}: the token lacks the scope read_api"

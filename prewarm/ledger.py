@@ -84,6 +84,14 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
         ),
     ),
     (3, SCHEMA),
+    (
+        4,
+        (
+            """CREATE TABLE visibility (
+                registry TEXT NOT NULL, repository TEXT NOT NULL, public BIGINT NOT NULL,
+                checked DOUBLE PRECISION NOT NULL, PRIMARY KEY (registry, repository))""",
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -500,6 +508,29 @@ class Ledger(Uses):
     def forget_manifests(self, unused_since: float) -> int:
         """Forget the manifests last used before this time (epoch seconds); return how many."""
         return self._write("DELETE FROM manifests WHERE used < :before", before=unused_since)
+
+    def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None:
+        """Remember whether everybody can see a repository."""
+        self._write(
+            """INSERT INTO visibility (registry, repository, public, checked)
+               VALUES (:registry, :repository, :public, :checked)
+               ON CONFLICT (registry, repository) DO UPDATE SET public = excluded.public,
+                   checked = excluded.checked""",
+            registry=registry,
+            repository=repository,
+            public=int(public),
+            checked=now.wall,
+        )
+
+    def is_public(self, registry: str, repository: str, since: float) -> bool | None:
+        """Return whether everybody could see a repository, None if not asked since then."""
+        found = self._rows(
+            bool,
+            """SELECT public FROM visibility
+               WHERE registry = :registry AND repository = :repository AND checked >= :since""",
+            {"registry": registry, "repository": repository, "since": since},
+        )
+        return found[0] if found else None
 
     def note_tag(
         self, registry: str, repository: str, tag: str, descriptor: Descriptor, now: Moment

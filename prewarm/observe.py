@@ -24,15 +24,18 @@ from prewarm.manifest import (
 )
 from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import ALL, Wanted
+from prewarm.reference import InvalidReference, Reference
 from prewarm.registry import Head, Registry
 from prewarm.settings import Mirror, Upstream
 
 
-class Manifests(Protocol):
-    """Manifests remembered by digest."""
+class Memory(Protocol):
+    """What is remembered: manifests by digest, and which repositories everybody can see."""
 
     def manifest(self, digest: str) -> Manifest | None: ...
     def keep_manifest(self, manifest: Manifest, now: Moment) -> None: ...
+    def is_public(self, registry: str, repository: str, since: float) -> bool | None: ...
+    def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None: ...
 
 
 @dataclass
@@ -63,6 +66,8 @@ class UpstreamSite:
     registry: Registry
     account: str | None
     """The user of the credentials; None: anonymous."""
+    public: Registry | None = None
+    """The same registry without credentials, where there are some."""
     limit: Limit | None = None
     asked: Moment | None = None
     """When the HEAD that reported `limit` was sent."""
@@ -137,6 +142,8 @@ UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-htt
 """Failures that will be the same for every image of the registry."""
 BREAKING = frozenset({"server-error", "reset", "timeout"})
 """Failures that may be about one image, or may show that the registry is down."""
+_PUBLIC_FOR = 7 * 86400.0
+"""Seconds that a repository is taken to be as public, or as private, as it was seen to be."""
 _DOWN_AFTER = 3
 """Images that met nothing else: a registry that has not answered any is then let be."""
 
@@ -161,12 +168,14 @@ class Observer:
 
     upstreams: dict[str, UpstreamSite]
     mirrors: Sequence[MirrorSite]
-    manifests: Manifests
+    manifests: Memory
     clock: Callable[[], Moment]
 
     def see(self, want: Want) -> Seen:
         """Return what upstream and the mirrors hold of the image; failures are in the value."""
         reference = want.reference
+        if (unwanted := self._unwanted(want)) is not None:
+            return Seen(failure=unwanted)
         looks = [self._look(site, want) for site in self.mirrors]
         if reference.digest is not None:
             seen = self._whole_by_digest(want, looks)
@@ -179,6 +188,56 @@ class Observer:
             return Seen(failure=error.failure, holdings=tuple(look.holding for look in looks))
         seen = self.judge(want, head.descriptor, looks)
         return replace(seen, metered=head.limit is not None)
+
+    def _unwanted(self, want: Want) -> Failure | None:
+        """Why an image that only CI names is not for the mirror, which everybody can read."""
+        if want.pinned:
+            return None
+        reference = want.reference
+        upstream = self.upstreams.get(reference.registry)
+        if upstream is None:
+            return Failure(
+                "unlisted-registry",
+                f"registry {reference.registry} is not listed under registries:",
+                f"add {reference.registry}: {{}} there to mirror it",
+            )
+        try:
+            _ = reference.mirror_repository
+        except InvalidReference as error:
+            return Failure("unmirrorable", error.problem, error.cure)
+        try:
+            public = self._is_public(upstream, reference)
+        except RegistryError as error:
+            return error.failure
+        if public:
+            return None
+        return Failure(
+            "private",
+            f"{reference.name} is private, and everybody could read it on the mirror",
+            "pin it if that is wanted",
+        )
+
+    def _is_public(self, upstream: UpstreamSite, reference: Reference) -> bool:
+        """Ask without credentials, once a week for each repository."""
+        if upstream.public is None:
+            return True
+        now = self.clock()
+        registry, repository = reference.registry, reference.repository
+        known = self.manifests.is_public(registry, repository, now.wall - _PUBLIC_FOR)
+        if known is not None:
+            return known
+        try:
+            upstream.public.head(repository, reference.selector)
+            public = True
+        except RegistryError as error:
+            if error.code not in {"not-found", "unauthorized"}:
+                raise
+            if error.status == 404:
+                # The tag is missing, not the repository hidden: that is told when it is asked for.
+                return True
+            public = False
+        self.manifests.note_public(registry, repository, public, now)
+        return public
 
     def judge(self, want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Seen:
         """Return the picture, given upstream's descriptor and a look at each mirror."""

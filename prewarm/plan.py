@@ -275,6 +275,8 @@ def plan(
 
 _MISSING: Final = ("missing", "not on the mirror")
 _STALE: Final = ("stale", "the tag moved upstream")
+UNWANTED: Final = frozenset({"unlisted-registry", "private", "unmirrorable"})
+"""Failures that say that an image which CI names is not to be mirrored."""
 LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
 """Failures that say "not now" and nothing about the image."""
 _PARTS: Final = ("parts", "parts of it are missing on the mirror")
@@ -367,6 +369,8 @@ def _decide(
     if (pattern := skipped_by(want, skip)) is not None:
         return Skip(want, seen, "skip", f"matches skip: {pattern}")
     if seen.failure is not None:
+        if seen.failure.code in UNWANTED:
+            return Skip(want, seen, seen.failure.code, seen.failure.text)
         if seen.failure.code in LATER:
             return Defer(want, seen, None, seen.failure.code, seen.failure.text)
         return Fail(want, seen, seen.failure)

@@ -18,6 +18,8 @@ UPSTREAM_CODES: Final = frozenset(
     {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
 )
 """Failures that are the registry's as a whole: one problem, whatever the number of images."""
+_OVER_LIMIT: Final = frozenset({"pulls-per-image", "image-size"})
+"""Skips that a person may not have expected."""
 HOST_CODES: Final = frozenset({"skopeo-missing", "skopeo-old", "policy-missing"})
 """Failures that are this host's: no image can be copied."""
 _ONE_IMAGE: Final = frozenset(
@@ -95,7 +97,7 @@ def _problems(outcome: Outcome) -> Iterable[Problem]:
             return
         severity: Severity = "error" if step.want.pinned else "warning"
         yield Problem(severity, failure.code, step.want.where, failure.text, failure.cure)
-    elif isinstance(step, Skip) and step.code != "skip":
+    elif isinstance(step, Skip) and step.code in _OVER_LIMIT:
         text = f"{step.want.reference}: {step.reason}"
         yield Problem("warning", step.code, step.want.where, text, "raise the limit, or unpin it")
     else:

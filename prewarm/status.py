@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from prewarm.budget import Limit, Moment, Window
 from prewarm.ledger import Known, Ledger, Run
 from prewarm.observe import required_of
 from prewarm.plan import Quota
+from prewarm.reference import parse
 from prewarm.report import budget_json, iso
 from prewarm.settings import Allowance, Settings
 
@@ -33,7 +35,8 @@ def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> S
     finished = [run for run in runs if run.report is not None]
     last = json.loads(finished[0].report or "{}") if finished else {}
     known = ledger.states()
-    served, tracked = coverage(known)
+    uses = uses_of(settings, ledger, now)
+    served, tracked = coverage(known, uses)
     return Status(
         {
             "version": 1,
@@ -42,23 +45,48 @@ def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> S
             "budgets": _budgets(settings, last.get("budgets", {}), ledger, now),
             "images": _counts(known),
             "coverage": round(served / tracked, 4) if tracked else None,
-            "uses_unresolved": 0.0,
+            "uses_unresolved": _unresolved(settings, ledger, now, uses),
             "pull_failures_per_day": [],
             "last_sync": _last_sync(finished[0], last) if finished else None,
-            "mirrors": [_mirror(settings, url, known, ledger, last) for url in _urls(settings)],
+            "mirrors": [
+                _mirror(settings, url, known, ledger, last, uses) for url in _urls(settings)
+            ],
             "runs": [_run(run) for run in runs],
         }
     )
 
 
-def coverage(known: tuple[Known, ...]) -> tuple[int, int]:
-    """Return how many images a mirror would serve, and how many are tracked.
+def uses_of(settings: Settings, ledger: Ledger, now: Moment) -> dict[str, int]:
+    """Return how many jobs of the history window used each image of the listed registries."""
+    if settings.gitlab is None:
+        return {}
+    listed = {upstream.name for upstream in settings.registries}
+    return {
+        use.reference: use.jobs
+        for use in ledger.used_images(now.wall - settings.gitlab.history)
+        if use.via is None and use.jobs and parse(use.reference).registry in listed
+    }
 
-    Until CI's uses are known every image weighs the same. An image counts as served when every
+
+def coverage(known: tuple[Known, ...], uses: Mapping[str, int]) -> tuple[int, int]:
+    """Return how many of CI's uses the mirrors would serve, and how many there are.
+
+    Where no use is known every tracked image weighs the same. An image counts as served when every
     mirror that should hold it does; a stale tag is served, too.
     """
     worst = _worst(known)
-    return sum(state in _SERVED for state in worst.values()), len(worst)
+    weights = uses or dict.fromkeys(worst, 1)
+    served = sum(jobs for image, jobs in weights.items() if worst.get(image) in _SERVED)
+    return served, sum(weights.values())
+
+
+def _unresolved(settings: Settings, ledger: Ledger, now: Moment, uses: Mapping[str, int]) -> float:
+    """Return the share of the uses of which nobody knows the image."""
+    if settings.gitlab is None:
+        return 0.0
+    since = now.wall - settings.gitlab.history
+    jobs = sum(one.jobs for one in ledger.unresolved_images(since))
+    return round(jobs / (jobs + sum(uses.values())), 4) if jobs else 0.0
 
 
 def _worst(known: tuple[Known, ...]) -> dict[str, str]:
@@ -144,9 +172,14 @@ def _urls(settings: Settings) -> list[str]:
 
 
 def _mirror(
-    settings: Settings, url: str, known: tuple[Known, ...], ledger: Ledger, last: dict[str, Any]
+    settings: Settings,
+    url: str,
+    known: tuple[Known, ...],
+    ledger: Ledger,
+    last: dict[str, Any],
+    uses: Mapping[str, int],
 ) -> dict[str, Any]:
-    served, tracked = coverage(tuple(one for one in known if one.mirror == url))
+    served, tracked = coverage(tuple(one for one in known if one.mirror == url), uses)
     failed = [p["code"] for p in last.get("problems", []) if p["where"] == url]
     return {
         "url": url,

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,10 @@ from prewarm.budget import Moment, Window, window_for, window_problem
 from prewarm.clock import Clock
 from prewarm.copying import Carrier, Outcome, Progress, Tools
 from prewarm.credentials import authfile_in_memory
-from prewarm.demand import Want, chosen, patterns, wants
+from prewarm.demand import Want, chosen, patterns, skipped_by, uncovered, wants, with_uses
 from prewarm.edges import Edges
 from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
+from prewarm.findings import Scan
 from prewarm.gate import Gate
 from prewarm.ledger import Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
@@ -28,9 +29,12 @@ from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import Report, distinct, planned, problems_of, to_json
 from prewarm.settings import Newest, Pin, Settings
 from prewarm.tags import newest
+from prewarm.usage import UsedImage
 
 log = logging.getLogger("prewarm")
 
+_MANY: Final = 0.05
+"""The share of the uses above which a platform that is missing is the operator's to cure."""
 _KEPT: Final = 90 * 86400.0
 """Seconds that runs, and manifests that no image needs any more, are remembered."""
 PROBE_REPOSITORY: Final = "prewarm/probe"
@@ -84,6 +88,8 @@ class Survey:
 
     images: tuple[tuple[Want, Seen], ...]
     problems: tuple[Problem, ...] = ()
+    complete: bool = True
+    """Whether the demand is all there is: no list of tags is missing."""
 
 
 def named(text: str) -> Reference:
@@ -115,15 +121,38 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     """Look at every wanted image, or at those asked for; HEADs and tag lists only."""
     probe(session.edges.mirrors)
     settings, upstreams = session.settings, session.edges.upstreams
+    used = used_images(session)
     pins: Sequence[Pin] = settings.pins
     if asked:
         names = {pin.reference.name for pin in asked}
         pins = [pin for pin in pins if pin.reference.name in names]
     tags, problems = list_tags(pins, upstreams, session.settings.limits.checks)
-    demand = wants(settings, pins, tags)
+    demand = with_uses(settings, wants(settings, pins, tags), used)
+    met = (*problems, *_platform_problems(demand, used))
     if asked:
         demand = chosen(demand, asked, settings)
-    return Survey(tuple(zip(demand, look(session, demand), strict=True)), problems)
+    seen = look(session, demand)
+    return Survey(tuple(zip(demand, seen, strict=True)), met, complete=not problems)
+
+
+def used_images(session: Session) -> tuple[UsedImage, ...]:
+    """Return what CI used within the history window, as far as scans have told."""
+    gitlab = session.settings.gitlab
+    if gitlab is None:
+        return ()
+    return session.ledger.used_images(session.clock().wall - gitlab.history)
+
+
+def _platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
+    """What runners need and the mirrors will lack: above one use in twenty it breaks too much."""
+    for platform, share in uncovered(demand, used).items():
+        yield Problem(
+            "error" if share > _MANY else "warning",
+            "platform",
+            "platforms",
+            f"runners on {platform} make {share:.0%} of the uses, and it is not mirrored",
+            f"add {platform} to platforms: in images.yml",
+        )
 
 
 def probe(mirrors: Iterable[MirrorSite]) -> None:
@@ -193,6 +222,8 @@ def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
     observer = session.observer
 
     def see(want: Want) -> Seen:
+        if skipped_by(want, session.settings.skip) is not None:
+            return Seen()
         if session.stop.is_set():
             return Seen(failure=Failure("interrupted", "the run was ended", "run it again"))
         try:
@@ -206,7 +237,8 @@ def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
 
     by_registry: dict[str, list[Want]] = {}
     for want in demand:
-        by_registry.setdefault(want.reference.registry, []).append(want)
+        if want.reference.registry in session.edges.upstreams:
+            by_registry.setdefault(want.reference.registry, []).append(want)
     with ExitStack() as stack:
         futures = {}
         for registry, images in by_registry.items():
@@ -216,9 +248,13 @@ def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
             client.authorize(dict.fromkeys(want.reference.repository for want in images))
             for want in images:
                 futures[want.reference] = pool.submit(see, want)
-        seen = [futures[want.reference].result() for want in demand]
+        seen = [
+            futures[want.reference].result() if want.reference in futures else observer.see(want)
+            for want in demand
+        ]
+    upstreams = session.edges.upstreams
     return [
-        session.edges.upstreams[want.reference.registry].whole(found)
+        upstreams[want.reference.registry].whole(found) if want.reference in futures else found
         for want, found in zip(demand, seen, strict=True)
     ]
 
@@ -239,25 +275,54 @@ class Doing:
     stop: threading.Event
 
 
-def dry_run(session: Session, asked: Sequence[Pin]) -> Report:
+Scanner = Callable[[Ledger], Scan]
+"""Asks GitLab what CI used, into the ledger; raises PrewarmError where it cannot be asked."""
+
+
+def scan_if_due(session: Session, scanner: Scanner | None) -> tuple[Problem, ...]:
+    """Scan where the last scan is too old; without a GitLab the remembered demand must do."""
+    gitlab = session.settings.gitlab
+    if gitlab is None or scanner is None:
+        return ()
+    from prewarm.discover import scan_due  # python-gitlab is slow to load
+
+    if not scan_due(gitlab, session.ledger, session.clock().wall):
+        return ()
+    try:
+        return scanner(session.ledger).problems
+    except PrewarmError as error:
+        text = f"{error.text}; the demand is that of the last scan"
+        return (Problem("error", error.code, gitlab.url, text, error.cure),)
+
+
+def dry_run(session: Session, asked: Sequence[Pin], scanner: Scanner | None = None) -> Report:
     """Return the plan as a report: no pull is spent, nothing is written to a mirror."""
     started = session.clock().wall
+    met = scan_if_due(session, None if asked else scanner)
     seen = survey(session, asked)
+    seen = replace(seen, problems=(*met, *seen.problems))
     outcomes = planned(make_plan(session, seen.images))
     return report_of(session, "dry-run", started, outcomes, seen, is_dry=True)
 
 
-def sync(session: Session, asked: Sequence[Pin], doing: Doing) -> Report:
-    """Do the main job once, and record it; the caller holds the locks."""
+def sync(
+    session: Session, asked: Sequence[Pin], doing: Doing, scanner: Scanner | None = None
+) -> Report:
+    """Do the main job once, and record it; the caller holds the locks.
+
+    Without a `scanner`, or where the last scan is young, the remembered demand counts.
+    """
     started = session.clock()
     deadline = time.monotonic() + session.settings.limits.run_time
     session.ledger.recover(started)
     run = session.ledger.start_run(started)
+    met = scan_if_due(session, None if asked else scanner)
     seen = survey(session, asked)
+    seen = replace(seen, problems=(*met, *seen.problems))
     outcomes = carry_out(session, seen.images, run, deadline, doing)
     report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
     # A file or a list of tags that could not be read, or a stop, hides what is wanted still.
-    complete = not (session.settings.problems or seen.problems or session.stop.is_set())
+    complete = seen.complete and not (session.settings.problems or session.stop.is_set())
     record(session, report, whole=not asked, complete=complete)
     return report
 

@@ -234,14 +234,17 @@ def _askable(row: Row) -> bool:
 
 def samples(rows: Sequence[Row], ran: Iterable[str], share: int = 20) -> list[Question]:
     """Return questions about one in `share` of the jobs whose image is known; always the same."""
+    images: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.source != "trace" and row.kind == "image":
+            images.setdefault(row.job, []).append(row)
     found = []
     for job in ran:
-        mine = [row for row in rows if row.job == job and row.source != "trace"]
-        known = [row for row in mine if row.kind == "image" and row.reference and row.certain]
-        if len(known) == len([row for row in mine if row.kind == "image"]) == 1:
-            key = _key(job, known)
-            if int(key[-4:], 16) % share == 0:
-                found.append(Question(f"sample {key}", (job,), sample=True))
+        mine = images.get(job, [])
+        if len(mine) == 1 and mine[0].reference is not None and mine[0].certain:
+            key = f"sample {_key(job, mine)}"
+            if int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % share == 0:
+                found.append(Question(key, (job,), sample=True))
     return found
 
 

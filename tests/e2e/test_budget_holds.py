@@ -434,8 +434,8 @@ def test_sync_runs_no_more_than_parallel_copies_at_once(
 
 def test_sync_after_run_time_starts_nothing_new(host: Host, box: Sandbox) -> None:
     pins = push_many(box, 5)
-    host.configure(pins, limits={"parallel": 1, "run_time": "2s"})
-    box.hub.cdn.latency = 0.7
+    host.configure(pins, limits={"parallel": 1, "run_time": "3s"})
+    box.hub.cdn.latency = 1.0
     done = host.sync()
     copied = done.named("copy")
     assert copied == pins[: len(copied)]
@@ -443,6 +443,7 @@ def test_sync_after_run_time_starts_nothing_new(host: Host, box: Sandbox) -> Non
     assert len(done.gets) == 2 * len(copied)
     assert {one["code"] for one in done.report["images"][len(copied) :]} == {"run-time"}
     box.hub.cdn.latency = 0.0
+    host.configure(pins)
     assert host.sync().named("copy") == pins[len(copied) :]
 
 

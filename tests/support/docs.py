@@ -23,7 +23,6 @@ NOT_YET: Final = (
     "mirrors[].client_url",
     "mirrors[].max_size",
     "mirrors[].keep",
-    "gitlab",
     "skip",
     "limits.pulls_per_project",
     "recheck",

@@ -26,6 +26,7 @@ CODE_ARGUMENTS = {
     "UsageError": 0,
     "AlreadyRunningError": 0,
     "RegistryError": 0,
+    "GitlabRefusal": 0,
     "Failure": 0,
     "Refusal": 0,
     "_error": 0,

@@ -166,7 +166,7 @@ def test_status_coverage_counts_stale_as_served(ledger: Ledger) -> None:
         ledger.note_state(f"docker.io/library/a:{number}", NEAR, near, None, moment())
         ledger.note_state(f"docker.io/library/a:{number}", FAR, far, None, moment())
     told = status(ledger)
-    assert coverage(ledger.states()) == (2, 4)
+    assert coverage(ledger.states(), {}) == (2, 4)
     assert told["coverage"] == 0.5
     assert [one["coverage"] for one in told["mirrors"]] == [0.5, 1.0]
 
