@@ -26,7 +26,7 @@ from prewarm.gitlab_client import (
     group_path,
     project_path,
 )
-from prewarm.history import DAY, NAMES_MAX, NEVER, Mark, Tally, excludes
+from prewarm.history import DAY, NAMES_MAX, NEVER, Mark, Tally, excludes, is_id
 from prewarm.jobs import KEYSET, REPORTER, find_runners, read_project, read_runners
 from prewarm.ledger import Ledger
 from prewarm.naming import Namer, Project
@@ -436,7 +436,7 @@ def _project(fields: Any) -> Project | None:
     if not isinstance(fields, dict):
         return None
     number, path = fields.get("id"), fields.get("path_with_namespace")
-    if not isinstance(number, int) or not isinstance(path, str):
+    if not is_id(number) or not isinstance(path, str):
         return None
     off = fields.get("jobs_enabled") is False or fields.get("builds_access_level") == "disabled"
     if off or fields.get("archived") is True or fields.get("empty_repo") is True:

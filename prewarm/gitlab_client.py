@@ -44,6 +44,7 @@ DOWN_AFTER: Final = 20
 _TRANSIENT: Final = frozenset({500, 502, 503, 504, *range(520, 531)})
 _PAGES_MAX: Final = 100_000
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,1024}")
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 _CURE: Final = (
@@ -459,10 +460,15 @@ def _http_date(text: str) -> float | None:
 
 
 def _json(response: requests.Response, path: str) -> Any:
+    content = response.content
     try:
-        return json.loads(response.content)
+        found = json.loads(content)
+        if _HALF.search(content):
+            # Half a character in an escape: text that nothing can write down.
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         raise _rubbish(path) from None
+    return found
 
 
 def _rubbish(path: str) -> GitlabRefusal:

@@ -117,12 +117,11 @@ def read_job(
     """
     number, name = fields.get("id"), fields.get("name")
     created = _time(fields.get("created_at"))
-    owner = project if project is not None else _map(fields.get("project")).get("id")
-    if not (_is_id(number) and _is_id(owner) and isinstance(name, str) and name and created):
+    owner = project if project is not None else as_map(fields.get("project")).get("id")
+    if not (is_id(number) and is_id(owner) and isinstance(name, str) and name and created):
         return None
     own = runner or _runner(fields)
-    sha = _map(fields.get("commit")).get("id") or _map(fields.get("pipeline")).get("sha")
-    tags = fields.get("tag_list")
+    sha = as_map(fields.get("commit")).get("id") or as_map(fields.get("pipeline")).get("sha")
     return Job(
         number,
         owner,
@@ -136,19 +135,15 @@ def read_job(
         own.id,
         own.shared,
         own.platform,
-        own.tags
-        if runner
-        else frozenset(tag for tag in tags if isinstance(tag, str))
-        if isinstance(tags, list)
-        else frozenset(),
+        own.tags if runner else tags_of(fields.get("tag_list")),
     )
 
 
 def _runner(fields: Mapping[str, Any]) -> Runner:
-    runner, manager = _map(fields.get("runner")), _map(fields.get("runner_manager"))
+    runner, manager = as_map(fields.get("runner")), as_map(fields.get("runner_manager"))
     number = runner.get("id")
     return Runner(
-        number if _is_id(number) else 0,
+        number if is_id(number) else 0,
         runner.get("is_shared") is True,
         platform_of([manager]),
     )
@@ -158,7 +153,7 @@ def platform_of(managers: Iterable[Any]) -> str:
     """Return the platforms of a runner's machines, in which containers of theirs run."""
     found = set()
     for fields in managers:
-        system, architecture = _map(fields).get("platform"), _map(fields).get("architecture")
+        system, architecture = as_map(fields).get("platform"), as_map(fields).get("architecture")
         if not isinstance(architecture, str) or not architecture:
             continue
         system = system.lower() if isinstance(system, str) and system else "linux"
@@ -276,11 +271,19 @@ def excludes(patterns: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(f"(?:{part})" for part in parts), re.IGNORECASE) if parts else None
 
 
-def _is_id(value: object) -> TypeGuard[int]:
+def tags_of(value: object) -> frozenset[str]:
+    """Return a list of tags from GitLab's JSON."""
+    tags = value if isinstance(value, list) else []
+    return frozenset(tag for tag in tags if isinstance(tag, str))
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether the value is an id that a database can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 62
 
 
-def _map(value: object) -> Mapping[str, Any]:
+def as_map(value: object) -> Mapping[str, Any]:
+    """Return the value where it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from prewarm.gitlab_client import AT_ONCE, Client, GitlabRefusal, group_path, project_path
-from prewarm.history import Job, Runner, Tally, platform_of, read_job
+from prewarm.history import Job, Runner, Tally, as_map, is_id, platform_of, read_job, tags_of
 from prewarm.settings import Gitlab
 
 KEYSET: Final = {"pagination": "keyset", "order_by": "id"}
@@ -129,7 +129,7 @@ def _rows(client: Client, settings: Gitlab) -> list[Mapping[str, Any]] | None:
         row
         for row in rows
         if isinstance(row, dict)
-        and isinstance(row.get("id"), int)
+        and is_id(row.get("id"))
         and row.get("status") not in _GONE
         and (wanted.shared or row.get("is_shared") is not True)
     ]
@@ -147,7 +147,7 @@ def _runner(client: Client, settings: Gitlab, row: Mapping[str, Any]) -> Runner:
     """Return a runner with its tags, where those matter, and its machines' platforms."""
     number = row["id"]
     if settings.runners.tags and "tag_list" not in row:
-        row = client.get(f"/runners/{number}")
+        row = as_map(client.get(f"/runners/{number}"))
     try:
         pages = client.pages(f"/runners/{number}/managers")
         managers = [manager for page in pages for manager in page]
@@ -160,5 +160,5 @@ def _runner(client: Client, settings: Gitlab, row: Mapping[str, Any]) -> Runner:
         number,
         row.get("is_shared") is True,
         platform_of(managers),
-        frozenset(tags) if isinstance(tags, list) else frozenset(),
+        tags_of(tags),
     )

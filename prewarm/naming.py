@@ -354,6 +354,7 @@ def _file_of(project: Project) -> tuple[int | str, str, str]:
 
 def _errors(answer: Mapping[str, Any]) -> str:
     errors = answer.get("errors")
-    first = next((one for one in errors if isinstance(one, str)), "") if errors else ""
+    listed = errors if isinstance(errors, list) else []
+    first = next((one for one in listed if isinstance(one, str)), "")
     text = "".join(letter if letter.isprintable() else " " for letter in first)
     return text[:200] or "no reason given"

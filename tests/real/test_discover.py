@@ -739,6 +739,51 @@ def test_scan_goes_on_past_a_project_that_fails(host: Host, part: str, status: i
     assert jobs(host.scan()) == {GOLANG: 2}
 
 
+HOSTILE: list[Any] = [
+    None, True, -1, 1 << 80, 1.5, "", "\ud800", "\x00\x1b[31m", "x" * 100_000, [], [[]], {},
+    {"id": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["reporter", "admin"])
+def test_scan_of_answers_with_hostile_fields_goes_on(host: Host, role: Role) -> None:
+    host.role("admin")
+    for _ in range(12):
+        ran(host)
+    project, runner = host.site.projects[12], host.site.runners[1]
+    with Client(host.settings, Secret(TOKEN), {}, host.stop) as client:
+        (job,) = client.get(f"/projects/{project.id}/jobs")
+        record = client.get(f"/projects/{project.id}")
+        manager = client.get(f"/runners/{runner.id}/managers")[0]
+        lint = client.get(f"/projects/{project.id}/ci/lint")
+    host.role(role)
+    job["id"], job["project"] = 1000, {"id": project.id}
+    headers = {"Content-Type": "application/json"}
+    for path, answer, listed in (
+        (f"/projects/{project.id}/jobs", job, True),
+        (f"/runners/{runner.id}/jobs", job, True),
+        ("/projects", record, True),
+        (f"/runners/{runner.id}/managers", manager, True),
+        ("/runners/all", {"id": 1}, True),
+        (f"/projects/{project.id}/ci/lint", lint, False),
+    ):
+        for name in answer:
+            changed = [answer | {name: value} for value in HOSTILE]
+            bodies = [changed] if listed else changed
+            for body in bodies:
+                fault = Fault(
+                    path=f"/api/v4{path}",
+                    status=200,
+                    headers=headers,
+                    body=json.dumps(body).encode(),
+                )
+                host.site.faults.add(fault)
+                host.offset += 8 * DAY if "lint" in path else 60
+                found = host.scan()
+                assert "lint" in path or GOLANG in jobs(found)
+                host.site.faults.clear()
+
+
 @pytest.mark.parametrize(
     "fault",
     [
