@@ -6,6 +6,7 @@ The one place where a failure becomes text and an exit code. Heavy imports are i
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from prewarm import __version__
+from prewarm import __version__, streams
 from prewarm.errors import ConfigError, PrewarmError, UsageError
+from prewarm.home import home_folder
 
 if TYPE_CHECKING:
     from prewarm.errors import Problem
@@ -219,7 +221,7 @@ def _scan(options: Global, project: str | None) -> Scan:
             "write gitlab: with its url, or read one file with prewarm scan --file .gitlab-ci.yml",
         )
     path = _state_path(settings)
-    prepare(path, os.geteuid(), sys.argv)
+    prepare(path, os.geteuid(), _typed())
     with exclusive(locks_for(path, ()), clock.now()), Ledger.open(path) as ledger:
         return scanner(ledger)
 
@@ -364,7 +366,14 @@ def init(path: str) -> int:
 def _state_path(settings: Settings) -> Path:
     from prewarm.state import state_path
 
-    return state_path(settings.state, settings.path, os.environ, Path.home())
+    return state_path(settings.state, settings.path, os.environ, home_folder(os.environ))
+
+
+def _typed() -> list[str]:
+    """The command as it was typed, for a person to type again as another user."""
+    started = sys.argv[0]
+    program = [sys.executable, "-m", "prewarm"] if started.endswith("__main__.py") else [started]
+    return [*program, *sys.argv[1:]]
 
 
 @contextmanager
@@ -373,7 +382,7 @@ def _reading(path: Path) -> Iterator[Ledger]:
     from prewarm.ledger import Ledger
     from prewarm.state import check_owner
 
-    check_owner(path, os.geteuid(), sys.argv)
+    check_owner(path, os.geteuid(), _typed())
     with Ledger.open(path, read_only=True) if path.exists() else Ledger.memory() as ledger:
         yield ledger
 
@@ -401,15 +410,15 @@ def _writing(
     from prewarm.sync import Session
 
     path = _state_path(settings)
-    prepare(path, os.geteuid(), sys.argv)
+    prepare(path, os.geteuid(), _typed())
     targets = [mirror.url for mirror in settings.mirrors if mirror.role == "target"]
     with (
         exclusive(locks_for(path, targets), clock.now(), waiting),
         Ledger.open(path) as ledger,
         open_edges(settings, os.environ) as edges,
-        open_tools(edges, path.parent / "skopeo", os.environ, Path.home()) as tools,
+        open_tools(edges, path.parent / "skopeo", os.environ, home_folder(os.environ)) as tools,
     ):
-        yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping), tools
+        yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended), tools
 
 
 # -- signals, log, errors ---------------------------------------------------------------------
@@ -418,11 +427,21 @@ _stopping = threading.Event()
 _signalled: list[int] = []
 
 
+def _ended() -> int | None:
+    """The exit code where a signal has come."""
+    return 128 + _signalled[0] if _signalled else None
+
+
 def _stop(number: int, _: object) -> None:
-    """End cleanly at the first signal, at once at the second."""
+    """End cleanly at the first signal, at once at the second.
+
+    A terminal that is lost tells it twice, by the kernel and by the shell.
+    """
     _stopping.set()
     _signalled.append(number)
     if len(_signalled) > 1:
+        if number == signal.SIGHUP:
+            return
         raise KeyboardInterrupt
     log.warning("ending: what is finished is recorded, what is not stays resumable")
 
@@ -449,22 +468,50 @@ def _log_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code (CONTRACT, 1)."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    output = streams.settle()
+    _log_to_stderr(verbose=False, quiet=False, as_json=_wants_json_log(sys.argv[1:]))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # by nohup
         signal.signal(number, _stop)
-    sys.exit(_guarded(lambda: cli.main(standalone_mode=False, prog_name="prewarm")))
+    code = _guarded(lambda: cli.main(standalone_mode=False, prog_name="prewarm"))
+    sys.exit(_told(output, code))
+
+
+def _wants_json_log(words: Sequence[str]) -> bool:
+    """Whether the log is to be JSON: looked for in the bare words, as click may refuse them."""
+    pairs = itertools.pairwise([*words, ""])
+    return any(" ".join(pair) == "--log-format json" for pair in pairs) or (
+        "--log-format=json" in words
+    )
+
+
+def _told(output: streams.Output, code: int) -> int:
+    """Return the exit code, now that all is printed: what was done is done, read or not.
+
+    A reader that has gone had enough; a full disk is the operator's to cure.
+    """
+    sys.stdout.flush()
+    failure = output.failure
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        _tell(
+            f"prewarm: stdout cannot be written: {failure.strerror}; "
+            "cure that and see `prewarm status`: what was done is recorded"
+        )
+        code = code or 1
+    return code
 
 
 def _guarded(command: Callable[[], object]) -> int:
     """Run a command; every failure becomes one line on stderr and an exit code."""
     try:
         code = command()
-        sys.stdout.flush()
     except click.exceptions.Exit as ended:
         code = ended.exit_code
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:
-        error.show()
+        _tell_usage(error)
         code = UsageError.exit_code
     except ConfigError as error:
         for problem in error.problems:
@@ -475,17 +522,22 @@ def _guarded(command: Callable[[], object]) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except (BrokenPipeError, SystemExit):
-        # Whoever read our output has gone (click then exits by itself): nothing to tell, and
-        # nowhere to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
-    except Exception:
+    except (Exception, SystemExit):  # click makes the latter of any EPIPE
         log.exception("this is a bug of prewarm %s; %s", __version__, _ISSUES)
         code = _BUG
     if _signalled:
         return 128 + _signalled[0]
     return code if isinstance(code, int) else 0
+
+
+def _tell_usage(error: click.ClickException) -> None:
+    """Write what click refuses: with the usage for people, as one line to a log of JSON."""
+    if not any(isinstance(handler.formatter, _JsonFormatter) for handler in log.handlers):
+        error.show()
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "prewarm"
+    _tell(f"prewarm: {error.format_message()}; see {command} --help")
 
 
 def _tell(text: str) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,7 @@ import yaml
 
 from prewarm import schema
 from prewarm.errors import ConfigError, Problem, UsageError
+from prewarm.home import home_folder
 from prewarm.reference import DOCKER_HUB, Reference
 from prewarm.schema import Either, Key, Keys, Kind, Many, Named, Refused, Text
 from prewarm.settings import (
@@ -84,7 +87,7 @@ def load(path: Path, *, home: Path | None = None) -> Settings:
     """
     data = _read_main(path)
     path = path.absolute()
-    reader = _Reader(path.name, path.parent, home)
+    reader = _Reader(path.name, path.parent, home or home_folder(os.environ))
     root = reader.document(data, schema.FILE)
     checks = _Checks(reader, root)
     checks.run()
@@ -353,9 +356,24 @@ class _Reader:
                 return self._named(node, kind, path, line)
             case Many() if isinstance(node, _Collection) and not node.mapping:
                 return self._many(node, kind, path, line)
+            case Either() if isinstance(node, _Scalar) and kind.offer:
+                return self._word(node, kind, kind.offer, path, line)
             case Either() if form := _form(node, kind):
                 return self.read(node, form, path, line)
         self.problem(line, path, f"must be {_says(kind)}, not {_form_of(node)}", _form_cure(kind))
+        return None
+
+    def _word(
+        self, node: _Scalar, kind: Either, offer: Callable[[str], str], path: str, line: int
+    ) -> _Found | None:
+        """Read a word where one is rarely meant: what is offered is a form that holds it."""
+        self._visit(node)
+        with suppress(ValueError):
+            if kind.text is not None:
+                return _Found(kind.text.parse(node.text), line, path)
+        says = f"must be {kind.says}, not {schema.shown(node.text)}"
+        problem, text = ("has no value", "") if node.empty else (says, node.text)
+        self.problem(line, path, problem, f"write {path.rpartition('.')[2]}: {offer(text)}")
         return None
 
     def _visit(self, node: _Node) -> None:
@@ -364,13 +382,18 @@ class _Reader:
             raise _Unreadable(node.line, "repeats too much by aliases (*)", "write less of them")
 
     def resolve(self, path: Path) -> Path:
-        """Return the path from the folder of `images.yml`, or from the home folder after `~/`."""
-        if path.parts[:1] == ("~",):
-            return (self.home or Path.home()).joinpath(*path.parts[1:])
-        return self.folder / path
+        """Return the path from the folder of `images.yml`, or from the home folder after `~/`.
+
+        Refused where there is no home folder.
+        """
+        if path.parts[:1] != ("~",):
+            return self.folder / path
+        if self.home is None:
+            raise Refused("begins with ~/, and this user has no home folder", "write it in full")
+        return self.home.joinpath(*path.parts[1:])
 
     def _scalar(self, node: _Scalar, kind: Text, path: str, line: int) -> _Found | None:
-        if node.empty:
+        if node.empty and not (kind.null and node.text.isalpha()):
             self.problem(line, path, "has no value", kind.cure or f"write {kind.says}")
             return None
         if len(node.text) > _SCALAR_MAX:
@@ -378,6 +401,7 @@ class _Reader:
             return None
         try:
             value = kind.parse(node.text)
+            found = self.resolve(value) if isinstance(value, Path) else value
         except Refused as error:
             self.problem(line, path, error.problem, error.cure)
             return None
@@ -385,7 +409,7 @@ class _Reader:
             ending = "" if kind.secret else f", not {schema.shown(node.text)}"
             self.problem(line, path, f"must be {kind.says}{ending}", kind.cure)
             return None
-        return _Found(self.resolve(value) if isinstance(value, Path) else value, line, path)
+        return _Found(found, line, path)
 
     def _many(self, node: _Collection, kind: Many, path: str, line: int) -> _Found | None:
         if len(node.children) < kind.least:
@@ -727,10 +751,15 @@ def _included(
     names = root.value["registries"].value if listed else {DOCKER_HUB: None}
     done = {_identity(path)}
     for pattern in root.value["include"].value if "include" in root.value else []:
-        files = _matching(pattern.value, main)
+        where = f"{main.name}:{pattern.line}"
+        try:
+            files = _matching(pattern.value, main)
+        except Refused as error:
+            text = f"{pattern.path}: {error.problem}"
+            problems.append(Problem("error", "config", where, text, error.cure))
+            continue
         if not files and not glob.has_magic(pattern.value):
             text = f"{pattern.path}: {schema.shown(pattern.value)} is not there"
-            where = f"{main.name}:{pattern.line}"
             problems.append(
                 Problem("error", "config", where, text, "write the file, or take it out")
             )
@@ -769,7 +798,7 @@ def _identity(file: Path) -> Path:
 def _matching(pattern: str, main: _Reader) -> list[Path]:
     """Return the files that an entry of `include` names, in the order of their names."""
     if pattern.startswith("~/"):
-        full = glob.escape(str(main.home or Path.home())) + pattern[1:]
+        full = glob.escape(str(main.resolve(Path("~")))) + pattern[1:]
     elif pattern.startswith("/"):
         full = pattern
     else:

@@ -16,7 +16,8 @@ import click
 from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
-from prewarm.report import Report, platforms_of, pulls_words, sentence, size_words, to_json, when
+from prewarm.report import Report, platforms_of, pulls_words, sentence, to_json, when
+from prewarm.words import duration_words, size_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -90,8 +91,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _say(text: str) -> None:
-    """Print a line; in colour only on a terminal, and never where NO_COLOR is set."""
-    click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
+    """Print a line; in colour only on a terminal that has some, and never with NO_COLOR set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    click.echo(text, color=False if plain else None)
 
 
 def printable(text: str) -> str:
@@ -138,9 +140,9 @@ def budget_words(budget: dict[str, Any]) -> str:
     if budget["pulls"] is None:
         words = f"{budget['used']} pulls in the window, {budget['source']}"
     else:
-        hours = budget["window_seconds"] / 3600
+        window = duration_words(budget["window_seconds"])
         words = (
-            f"{budget['used']} of {budget['pulls']} pulls used in {hours:g} h, "
+            f"{budget['used']} of {budget['pulls']} pulls used in {window}, "
             f"{budget['reserve']} reserved, {budget['remaining']} left ({budget['source']})"
         )
     if budget["next_free"] is not None:
@@ -162,7 +164,8 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
     elif found.broken:
         _say(f"{len(found.broken)} of {found.checked} tags are broken; prewarm verify --repair")
     else:
-        _say(f"{found.checked} tags are whole")
+        rest = f", {found.unchecked} could not be checked" if found.unchecked else ""
+        _say(f"{found.checked} tags are whole{rest}")
 
 
 def show_explanation(found: Explanation, *, as_json: bool) -> None:
@@ -196,6 +199,8 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
     if last:
         _say(f"  last copy {last['at']}: {pulls_words(last['pulls'])}, {size_words(last['bytes'])}")
     coming = told["next"]
+    if not coming and not told["pins"] and not uses:
+        _say("  next: nothing, since nobody wants it")
     if coming:
         until = f" until {coming['until']}" if coming["until"] else ""
         cure = f"; {coming['error']['cure']}" if coming["error"] else ""

@@ -41,6 +41,7 @@ from prewarm.platforms import ALL, Platform, normalise
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
 from prewarm.settings import Limits
+from prewarm.words import size_words
 
 log = logging.getLogger("prewarm")
 
@@ -435,7 +436,7 @@ class Carrier:
         if (source := offer.failure) is not None:
             # It may be another mirror's: this one, to which it was copied, is not to blame.
             return PrewarmError(source.code.removeprefix("mirror-"), source.text, source.cure)
-        return skopeo.failure(result.stderr, site.url)
+        return skopeo.failure(result.stderr, site.url, site.registry.login_cure)
 
     def _mount(self, site: MirrorSite, repository: str, blobs: Sequence[str]) -> bool:
         """Have the blobs that other repositories of the mirror hold in this one, too.
@@ -550,6 +551,10 @@ def _verdict(image: Image) -> Step:
         if failure.code in LATER:
             return Defer(image.want, image.seen, None, failure.code, failure.text)
         return Fail(image.want, image.seen, failure)
+    if isinstance(image.step, Copy) and not image.gets and not image.moved:
+        # An earlier step brought it after all.
+        text = "all of it was on the mirror, only the tag was not"
+        return Tag(image.want, image.seen, "digest-there", text)
     return image.step
 
 
@@ -568,9 +573,15 @@ def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
         )
     if free - needed >= least:
         return None
+    text = f"{site.url}: {size_words(free)} are free at {storage}, "
+    if needed:
+        beside = f" beside min_free {size_words(least)}" if least else ""
+        text += f"too little for {size_words(needed)}{beside}"
+    else:
+        text += f"below min_free {size_words(least)}"
     return Failure(
         "mirror-full",
-        f"{site.url}: {free >> 20} MiB are free at {storage}, below min_free {least >> 20} MiB",
+        text,
         "free space on the mirror (delete images, then garbage-collect) or lower min_free",
     )
 
@@ -581,7 +592,8 @@ def too_large(image: Image, limits: Limits) -> Skip:
         image.want,
         image.seen,
         "image-size",
-        f"has {image.size >> 20} MiB, more than limits.image_size {limits.image_size >> 20} MiB",
+        f"has {size_words(image.size)}, {size_words(image.size - limits.image_size)} more than "
+        f"limits.image_size {size_words(limits.image_size)}",
     )
 
 

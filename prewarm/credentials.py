@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from prewarm.errors import Problem, RegistryError, UsageError
+from prewarm.home import home_folder
 from prewarm.login import IDENTITY_TOKEN, Login
+from prewarm.refusals import login_cure
 
 HELPER_TIMEOUT: Final = 20.0
 """Seconds that a credential helper may take; some ask a cloud."""
@@ -33,6 +35,22 @@ _DOCKER_HUB_URL: Final = "https://index.docker.io/v1/"
 """The key under which docker stores its login for Docker Hub."""
 _DOCKER_HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 _NOT_FOUND: Final = "credentials not found in native keychain"
+
+
+_KEY: Final = "authfile"
+_SYSTEMD: Final = "CREDENTIALS_DIRECTORY"
+_VARIABLE: Final = "REGISTRY_AUTH_FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A file in which logins may lie."""
+
+    path: Path
+    given_by: str = ""
+    """The key or the variable that says so; empty for the usual places."""
+    legacy: bool = False
+    """It is of the format of ~/.dockercfg."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +80,14 @@ class AuthConfig:
     """
 
     def __init__(
-        self, files: tuple[_File, ...], environ: Mapping[str, str], problems: tuple[Problem, ...]
+        self,
+        files: tuple[_File, ...],
+        environ: Mapping[str, str],
+        problems: tuple[Problem, ...],
+        named: _Place | None = None,
     ) -> None:
         self.problems = problems
+        self._named = named
         self.paths = tuple(file.path for file in files)
         """The files that were read, in the order in which they are asked."""
         self._files = files
@@ -84,6 +107,14 @@ class AuthConfig:
         """
         entry = self._find(registry, repository)
         return entry.login if entry else None
+
+    def login_cure(self, host: str) -> str:
+        """Return how a person stores a login for the host where it is found."""
+        if self._named is None:
+            return login_cure(host)
+        if self._named.given_by == _SYSTEMD:
+            return f"log in to {host} in the file that LoadCredential= of the unit gives as auth.json"
+        return login_cure(host, self._named.path)
 
     def account(self, registry: str) -> str | None:
         """Return the user that the registry as a whole is asked as; None for anonymous."""
@@ -133,26 +164,33 @@ def load(authfile: Path | None, environ: Mapping[str, str]) -> AuthConfig:
     """
     files: list[_File] = []
     problems: list[Problem] = []
-    for path, explicit, legacy in _places(authfile, environ):
+    places = tuple(_places(authfile, environ))
+    for place in places:
+        path = place.path
         try:
-            found = _read(path, legacy=legacy)
+            found = _read(path, legacy=place.legacy)
         except FileNotFoundError:
-            if explicit:
+            if place.given_by == _KEY:
                 raise UsageError(
                     "authfile",
                     f"authfile: {path} does not exist",
-                    f"write it: skopeo login --authfile {path} REGISTRY",
+                    login_cure(_DOCKER_HUB, path),
                 ) from None
+            if place.given_by == _VARIABLE:
+                text = f"does not exist, though {_VARIABLE} names it"
+                cure = f"correct {_VARIABLE}, or {login_cure(_DOCKER_HUB, path)}"
+                problems.append(Problem("warning", "authfile", str(path), text, cure))
             continue
         except _BrokenFileError as error:
-            if explicit:
+            if place.given_by == _KEY:
                 raise UsageError("authfile", f"authfile: {path} {error}", error.cure) from None
             problems.append(Problem("warning", "authfile", str(path), str(error), error.cure))
             continue
         files.append(found)
         if (problem := _open_to_others(path, environ)) is not None:
             problems.append(problem)
-    return AuthConfig(tuple(files), environ, tuple(problems))
+    named = next((place for place in places if place.given_by), None)
+    return AuthConfig(tuple(files), environ, tuple(problems), named)
 
 
 def authfile_in_memory(entries: Mapping[str, Login]) -> int:
@@ -172,34 +210,38 @@ def authfile_in_memory(entries: Mapping[str, Login]) -> int:
     return descriptor
 
 
-def _places(authfile: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[Path, bool, bool]]:
-    """Yield (path, whether a person named it in images.yml, whether of ~/.dockercfg's format).
+def _places(authfile: Path | None, environ: Mapping[str, str]) -> Iterator[_Place]:
+    """Yield where logins are looked for, first the places that were named.
 
     As with skopeo, a named file takes the place of the one in the runtime folder, and all others
-    are still asked for registries that it does not hold.
+    are still asked for registries that it does not hold. A user without a home has none there.
     """
-    home = Path(environ.get("HOME") or Path.home())
+    home = home_folder(environ)
     named = False
     if authfile is not None:
         named = True
-        yield authfile, True, False
+        yield _Place(authfile, _KEY)
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         given = Path(folder, "auth.json")
+        filled = False
         with suppress(OSError):
-            named = named or given.stat().st_size > 0
-        yield given, False, False
-    if file := environ.get("REGISTRY_AUTH_FILE"):
+            filled = given.stat().st_size > 0
+        named = named or filled
+        yield _Place(given, _SYSTEMD if filled else "")
+    if file := environ.get(_VARIABLE):
         named = True
-        yield Path(file), False, False
+        yield _Place(Path(file), _VARIABLE)
     if not named:
         runtime = environ.get("XDG_RUNTIME_DIR")
         # Without it containers/image knows /run/containers, not /run/user.
         own = Path(runtime, "containers") if runtime else Path(f"/run/containers/{os.getuid()}")
-        yield own / "auth.json", False, False
-    config = environ.get("XDG_CONFIG_HOME")
-    yield Path(config or home / ".config", "containers", "auth.json"), False, False
-    yield Path(environ.get("DOCKER_CONFIG") or home / ".docker", "config.json"), False, False
-    yield home / ".dockercfg", False, True
+        yield _Place(own / "auth.json")
+    if config := environ.get("XDG_CONFIG_HOME") or (home and home / ".config"):
+        yield _Place(Path(config, "containers", "auth.json"))
+    if docker := environ.get("DOCKER_CONFIG") or (home and home / ".docker"):
+        yield _Place(Path(docker, "config.json"))
+    if home is not None:
+        yield _Place(home / ".dockercfg", legacy=True)
 
 
 class _BrokenFileError(Exception):

@@ -40,6 +40,11 @@ class Want:
         return "pin" in self.sources
 
     @property
+    def needed(self) -> Wanted:
+        """The platforms that are copied: all of an index that is named by its digest."""
+        return ALL if self.whole else self.platforms
+
+    @property
     def whole(self) -> bool:
         """Whether the index must be kept byte for byte: a digest names it, or all are wanted."""
         return self.reference.digest is not None or self.platforms == ALL

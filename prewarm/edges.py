@@ -23,6 +23,7 @@ from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
 from prewarm.proxies import is_loopback
 from prewarm.reference import is_registry
+from prewarm.refusals import login_cure
 from prewarm.registry import Registry
 from prewarm.settings import Mirror, Settings, Upstream
 
@@ -105,6 +106,7 @@ def _upstream_client(
         ca=upstream.ca,
         realm=upstream.realm,
         credentials=lambda repository: _login(auth, upstream, repository) if auth else None,
+        login_cure=auth.login_cure if auth else login_cure,
         connections=max(limits.checks, limits.parallel),
         heads_per_minute=limits.heads_per_minute,
         environ=environ,
@@ -119,6 +121,7 @@ def _mirror_client(mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str])
         role="mirror",
         ca=mirror.ca,
         credentials=lambda repository: auth.login(host, repository),
+        login_cure=auth.login_cure,
         connections=32,
         environ=environ,
     )
@@ -126,7 +129,7 @@ def _mirror_client(mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str])
 
 @contextmanager
 def open_tools(
-    edges: Edges, data: Path, environ: Mapping[str, str], home: Path
+    edges: Edges, data: Path, environ: Mapping[str, str], home: Path | None
 ) -> Iterator[Tools | PrewarmError]:
     """Find skopeo and make its private folder; the error where it cannot be used.
 

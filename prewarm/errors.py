@@ -95,7 +95,10 @@ class Problem:
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}" + (f"; {self.cure}" if self.cure else "")
+        told = self.problem
+        if not told.startswith(f"{self.where}: "):
+            told = f"{self.where}: {told}"
+        return f"{told}; {self.cure}" if self.cure else told
 
 
 class ConfigError(UsageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,27 @@ class Explanation:
 
 def explain(session: Session, reference: Reference, *, offline: bool) -> Explanation:
     """Look at one image by HEAD and tell all; `offline` tells from the state alone."""
-    hidden = _hidden(session, reference)
-    pins = _pins(session, reference)
-    outcome = None if offline or hidden else _look(session, reference)
+    seen = None
+    if not offline and reference.registry in session.edges.upstreams:
+        seen = survey(session, (Pin(reference),))
+    pins = [
+        pin
+        for pin in session.settings.pins
+        if _names(pin, reference, seen.tags if seen is not None else None)
+    ]
+    uses = _uses(session, reference)
+    hidden = _hidden(session, reference, pinned=bool(pins))
+    outcome = None
+    if seen is not None and not hidden:
+        (outcome,) = planned(make_plan(session, seen.images))
     states = [known for known in session.ledger.states() if known.image == str(reference)]
     if outcome is not None:
-        warm = isinstance(outcome.step, Fresh)
+        warm = isinstance(outcome.step, Fresh) and not any(
+            holding.failure for holding in outcome.holdings if holding.target
+        )
     else:
         warm = bool(states) and all(known.state == "fresh" for known in states)
+    wanted = bool(pins) or (uses is not None and uses["via"] is None)
     return Explanation(
         warm,
         {
@@ -43,11 +57,11 @@ def explain(session: Session, reference: Reference, *, offline: bool) -> Explana
             "warm": warm,
             "hidden": hidden,
             "pins": [{"where": pin.where, "platforms": _platforms(session, pin)} for pin in pins],
-            "uses": _uses(session, reference),
+            "uses": uses,
             "upstream": _upstream(session, reference, outcome),
             "mirrors": _mirrors(outcome, states),
             "last_copy": _last_copy(session, reference),
-            "next": None if outcome is None else _next(outcome.step, outcome),
+            "next": _next(outcome.step, outcome) if outcome is not None and wanted else None,
             "command": None if warm or hidden else _command(session, reference, outcome),
         },
     )
@@ -64,26 +78,22 @@ def _command(session: Session, reference: Reference, outcome: Outcome | None) ->
     return command
 
 
-def _hidden(session: Session, reference: Reference) -> dict[str, str] | None:
+def _hidden(session: Session, reference: Reference, *, pinned: bool) -> dict[str, str] | None:
     """What keeps the image from being mirrored at all."""
-    if reference.registry in session.edges.upstreams:
-        for pattern in [] if _pins(session, reference) else session.settings.skip:
-            if glob_match(pattern, str(reference)):
-                return {
-                    "code": "skip",
-                    "text": f"skip: {pattern} matches it",
-                    "cure": "pin it, or narrow the pattern in images.yml",
-                }
-        return None
-    return {
-        "code": "registry",
-        "text": f"registry {reference.registry} is not listed",
-        "cure": f"add {reference.registry}: {{}} under registries: in images.yml",
-    }
-
-
-def _pins(session: Session, reference: Reference) -> list[Pin]:
-    return [pin for pin in session.settings.pins if _names(pin, reference)]
+    if reference.registry not in session.edges.upstreams:
+        return {
+            "code": "registry",
+            "text": f"registry {reference.registry} is not listed",
+            "cure": f"add {reference.registry}: {{}} under registries: in images.yml",
+        }
+    for pattern in () if pinned else session.settings.skip:
+        if glob_match(pattern, str(reference)):
+            return {
+                "code": "skip",
+                "text": f"skip: {pattern} matches it",
+                "cure": "pin it, or narrow the pattern in images.yml",
+            }
+    return None
 
 
 def _uses(session: Session, reference: Reference) -> dict[str, Any] | None:
@@ -102,26 +112,23 @@ def _uses(session: Session, reference: Reference) -> dict[str, Any] | None:
     return None
 
 
-def _names(pin: Pin, reference: Reference) -> bool:
-    if pin.reference.name != reference.name:
+def _names(pin: Pin, reference: Reference, tags: Mapping[Pin, Sequence[str]] | None) -> bool:
+    """Whether a pin means the image; a pattern by the `tags` it means, where they are known."""
+    if pin.reference.name != reference.name or pin.tags is None:
+        return pin.reference == reference
+    if reference.digest is not None:
         return False
-    if isinstance(pin.tags, Newest):
-        every = Newest(match=pin.tags.match, semver=pin.tags.semver)
-        return reference.tag is not None and bool(newest([reference.tag], every))
-    if pin.tags is not None:
+    if not isinstance(pin.tags, Newest):
         return reference.tag in pin.tags
-    return pin.reference == reference
+    if tags is not None:
+        return reference.tag in tags.get(pin, ())
+    every = Newest(match=pin.tags.match, semver=pin.tags.semver)
+    return reference.tag is not None and bool(newest([reference.tag], every))
 
 
 def _platforms(session: Session, pin: Pin) -> list[str]:
     wanted = platforms_of(session.settings, pin)
     return [wanted] if isinstance(wanted, str) else [str(platform) for platform in wanted]
-
-
-def _look(session: Session, reference: Reference) -> Outcome:
-    seen = survey(session, (Pin(reference),))
-    (outcome,) = planned(make_plan(session, seen.images))
-    return outcome
 
 
 def _upstream(

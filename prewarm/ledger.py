@@ -32,6 +32,12 @@ STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
 _BUSY_SECONDS: Final = 30.0
 
+_ACCOUNT: Final = """(account = :account
+    OR (account = 'anonymous' AND :account LIKE 'anonymous@%')
+    OR (account LIKE 'anonymous@%' AND :account = 'anonymous'))"""
+"""Rows of an account. Anonymous pulls count by the address that upstream reports; those of an
+address that it has not reported may be of any, so they count for each."""
+
 _Row = TypeVar("_Row")
 
 MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
@@ -381,8 +387,8 @@ class Ledger(Uses):
         if window.capacity is None or pulls <= 0:
             return None
         (held,) = self._connection.execute(
-            """SELECT COALESCE(SUM(pulls), 0) FROM pulls
-               WHERE registry = :registry AND account = :account AND id <> :own
+            f"""SELECT COALESCE(SUM(pulls), 0) FROM pulls
+               WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled > :since)""",
             {**account_rows, "since": at - window.seconds},
         ).fetchone()
@@ -403,10 +409,10 @@ class Ledger(Uses):
             return None
         left, head_sent = reported
         in_flight, settled_since = self._connection.execute(
-            """SELECT COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0),
+            f"""SELECT COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0),
                       COALESCE(SUM(CASE WHEN settled IS NULL THEN 0 ELSE gets END), 0)
                FROM pulls
-               WHERE registry = :registry AND account = :account AND id <> :own
+               WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled >= :head_sent)""",
             {**account_rows, "head_sent": self._time(head_sent)},
         ).fetchone()
@@ -416,8 +422,8 @@ class Ledger(Uses):
 
     def _spends(self, account_rows: dict[str, str], at: float, seconds: int) -> tuple[Spend, ...]:
         rows = self._connection.execute(
-            """SELECT settled, pulls FROM pulls
-               WHERE registry = :registry AND account = :account AND id <> :own
+            f"""SELECT settled, pulls FROM pulls
+               WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled > :since)
                ORDER BY reserved""",
             {**account_rows, "since": at - seconds},

@@ -13,6 +13,7 @@ from typing import Protocol
 from prewarm.budget import Limit, Moment
 from prewarm.demand import Want
 from prewarm.errors import Failure, PrewarmError, RegistryError
+from prewarm.ledger import SeenTag
 from prewarm.manifest import (
     Descriptor,
     Manifest,
@@ -36,6 +37,7 @@ class Memory(Protocol):
     def keep_manifest(self, manifest: Manifest, now: Moment) -> None: ...
     def is_public(self, registry: str, repository: str, since: float) -> bool | None: ...
     def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None: ...
+    def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None: ...
 
 
 @dataclass
@@ -122,7 +124,9 @@ class UpstreamSite:
         """Keep what is the registry's own; one that errs about several images at once is down."""
         with self.lock:
             if error.code in UNREACHABLE:
-                self.failure = self.failure or error.failure
+                # The text names the image that met it first: it is the same for all.
+                text = f"{self.settings.name}: {error.text.partition(': ')[2] or error.text}"
+                self.failure = self.failure or Failure(error.code, text, error.cure)
             elif error.code not in BREAKING:
                 self.breaking = None
             elif self.breaking is not None:
@@ -133,7 +137,9 @@ class UpstreamSite:
 
     def whole(self, seen: Seen) -> Seen:
         """Return what was seen of an image, its failure being the registry's where that is down."""
-        if self.failure is None or seen.failure is None or seen.failure.code not in BREAKING:
+        if self.failure is None or seen.failure is None:
+            return seen
+        if seen.failure.code not in BREAKING | UNREACHABLE:
             return seen
         return replace(seen, failure=self.failure)
 
@@ -185,9 +191,27 @@ class Observer:
         try:
             head = upstream.head(reference.repository, reference.selector, self.clock)
         except RegistryError as error:
-            return Seen(failure=error.failure, holdings=tuple(look.holding for look in looks))
+            return self._without_upstream(want, looks, error.failure)
         seen = self.judge(want, head.descriptor, looks)
         return replace(seen, metered=head.limit is not None)
+
+    def _without_upstream(self, want: Want, looks: Sequence[Look], failure: Failure) -> Seen:
+        """What the mirrors hold, measured by what upstream had when it last answered."""
+        reference = want.reference
+        known = None
+        if reference.tag is not None:
+            known = self.manifests.tag(reference.registry, reference.repository, reference.tag)
+        found = next((look.manifest for look in looks if look.manifest is not None), None)
+        if known is not None:
+            last: Descriptor | None = known.descriptor
+        elif found is not None:
+            last = replace(found.descriptor, digest=upstream_digest(found))
+        else:
+            last = None
+        holdings = tuple(look.holding for look in looks)
+        if last is not None:
+            holdings = self.judge(want, last, looks).holdings
+        return Seen(failure=failure, holdings=holdings)
 
     def _unwanted(self, want: Want) -> Failure | None:
         """Why an image that only CI names is not for the mirror, which everybody can read."""

@@ -22,7 +22,7 @@ from prewarm.budget import (
 from prewarm.demand import Want, skipped_by
 from prewarm.errors import Failure
 from prewarm.manifest import Descriptor, Manifest
-from prewarm.platforms import ALL
+from prewarm.platforms import ALL, Platform
 from prewarm.settings import Limits
 
 State = Literal["fresh", "stale", "missing", "unknown"]
@@ -158,7 +158,7 @@ class Fresh:
     want: Want
     seen: Seen
     code: str = "fresh"
-    reason: str = "every mirror has what upstream has"
+    reason: str = "the mirrors have what upstream has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,23 +345,51 @@ def _first_pass(
     skip: Sequence[str],
 ) -> list[Step]:
     steps: list[Step] = []
-    leaders: dict[tuple[str, str | None], Copy | Defer] = {}
+    siblings: dict[tuple[str, str | None], _Siblings] = {}
     for want, seen in demand:
-        key = (want.reference.name, seen.key)
-        leader = leaders.get(key)
+        same = siblings.setdefault((want.reference.name, seen.key), _Siblings())
         purse = purses.setdefault(want.reference.registry, _Purse(_quota({}, "")))
-        step = _decide(want, seen, leader, purse, limits, skip)
-        replaces = leader is None or (not _brings_all(leader) and isinstance(step, Copy))
-        if replaces and isinstance(step, Copy | Defer):
-            leaders[key] = step
+        step = _decide(want, seen, same, purse, limits, skip)
+        same.note(step)
         steps.append(step)
     return steps
+
+
+@dataclass
+class _Siblings:
+    """What earlier steps of the same digest of a repository do with it."""
+
+    by: Want | None = None
+    """The first that brings it in this run."""
+    whole: bool = False
+    """The whole index comes."""
+    platforms: set[Platform] = field(default_factory=set)
+    waiting: Defer | None = None
+
+    def note(self, step: Step) -> None:
+        """Add what a step brings: all that it wants, unless it comes in parts."""
+        if isinstance(step, Defer):
+            self.waiting = self.waiting or step
+        if isinstance(step, Copy) and step.at_most is None:
+            self.by = self.by or step.want
+            self.whole = self.whole or step.want.whole
+            if step.want.platforms != ALL:
+                self.platforms.update(step.want.platforms)
+
+    def bring(self, want: Want, seen: Seen) -> bool:
+        """Whether all that the image needs comes with them."""
+        assert seen.descriptor is not None
+        if self.by is None:
+            return False
+        if self.whole or not seen.descriptor.is_index:
+            return True
+        return not want.whole and set(want.platforms) <= self.platforms
 
 
 def _decide(
     want: Want,
     seen: Seen,
-    leader: Copy | Defer | None,
+    same: _Siblings,
     purse: _Purse,
     limits: Limits,
     skip: Sequence[str],
@@ -380,10 +408,12 @@ def _decide(
         return Fresh(want, seen)
     code, reason = _why(seen)
     # A sibling of one that waits, or comes in parts, may need less and go alone.
-    bringer = leader if isinstance(leader, Copy) and _brings_all(leader) else None
-    price = _price(want, seen, bringer)
-    if price.known_gets == 0 and (bringer is not None or not seen.absent):
-        return _without_pull(want, seen, bringer)
+    if same.bring(want, seen):
+        assert same.by is not None
+        return Tag(want, seen, "sibling", f"the same digest as {same.by.reference.familiar}")
+    price = _price(want, seen, same)
+    if price.known_gets == 0 and not seen.absent:
+        return _without_pull(want, seen)
     if (price.pulls or 0) > limits.pulls_per_image:
         return Skip(
             want,
@@ -396,8 +426,8 @@ def _decide(
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
     if (refused := purse.refusal(price, metered=seen.metered)) is not None:
         why_not, words = refused
-        if isinstance(leader, Defer) and leader.code == why_not:
-            words = f"with {leader.want.reference.familiar}"
+        if same.waiting is not None and same.waiting.code == why_not:
+            words = f"with {same.waiting.want.reference.familiar}"
         return Defer(want, seen, price, why_not, words)
     purse.pay(price if seen.metered else replace(price, gets=0))
     return Copy(want, seen, price, code, reason)
@@ -414,36 +444,25 @@ def _why(seen: Seen) -> tuple[str, str]:
     states = {holding.state for holding in seen.open_targets}
     if "stale" in states:
         return _STALE
-    if any(h.present and h.digest is not None for h in seen.open_targets):
+    if any(holding.digest is not None for holding in seen.open_targets):
         return _PARTS
     return _MISSING
 
 
-def _brings_all(leader: Copy | Defer) -> bool:
-    """Whether the step brings all that it wants of its digest in this run."""
-    return isinstance(leader, Copy) and leader.at_most is None
-
-
-def _price(want: Want, seen: Seen, leader: Copy | None) -> Cost:
-    """The cost, given that an earlier step brings the same digest of the same repository."""
+def _price(want: Want, seen: Seen, same: _Siblings) -> Cost:
+    """The cost, given that earlier steps of the same digest bring some of it."""
     price = cost(want, seen)
-    if leader is None:
+    if same.by is None or want.whole:
         return price
-    if leader.want.whole or set(want.platforms) <= set(leader.want.platforms):
-        return Cost(0, 0)
-    if want.whole:
-        return price
-    extra = len(set(want.platforms) - set(leader.want.platforms))
+    extra = len(set(want.platforms) - same.platforms)
     return Cost(min(extra, price.known_pulls), min(extra, price.known_gets))
 
 
-def _without_pull(want: Want, seen: Seen, leader: Copy | None) -> Tag:
-    if leader is not None:
-        return Tag(want, seen, "sibling", f"the same digest as {leader.want.reference.familiar}")
+def _without_pull(want: Want, seen: Seen) -> Tag:
     states = [h for h in seen.holdings if h.failure is None and h.state == "fresh"]
     if states:
         return Tag(want, seen, "from-mirror", f"{states[0].mirror} has it")
-    return Tag(want, seen, "digest-there", "the digest is on the mirror, only the tag is not")
+    return Tag(want, seen, "digest-there", "all of it is on the mirror, only the tag is not")
 
 
 def _quota(quotas: Mapping[str, Quota], registry: str) -> Quota:

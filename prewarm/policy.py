@@ -69,12 +69,13 @@ def _scopes(reference: Reference) -> list[str]:
     return [*scopes, ""]
 
 
-def read_policy(home: Path, system: Path = SYSTEM_POLICY) -> Policy:
+def read_policy(home: Path | None, system: Path = SYSTEM_POLICY) -> Policy:
     """Read the policy where skopeo would; PrewarmError `policy-missing` or `policy` if it cannot.
 
     Looked for at ~/.config/containers/policy.json, then at /etc/containers/policy.json.
     """
-    for path in (home / ".config/containers/policy.json", system):
+    own = (home / ".config/containers/policy.json",) if home else ()
+    for path in (*own, system):
         try:
             document = json.loads(path.read_bytes())
         except FileNotFoundError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 Role = Literal["upstream", "mirror"]
@@ -38,9 +40,10 @@ def role_code(role: Role, code: str) -> str:
     return code if role == "upstream" or code in _SHARED else f"mirror-{code}"
 
 
-def login_cure(host: str) -> str:
-    """Return how a person stores credentials for the host."""
-    return f"log in: skopeo login --authfile AUTHFILE {host}"
+def login_cure(host: str, authfile: Path | None = None) -> str:
+    """Return how a person stores credentials for the host, in the authfile that is in use."""
+    option = f"--authfile {shlex.quote(str(authfile))} " if authfile else ""
+    return f"log in: skopeo login {option}{host}"
 
 
 def error_code(body: bytes) -> str:
@@ -61,12 +64,14 @@ def refusal(
     host: str,
     user: str | None,
     basic: bool = False,
+    login: str | None = None,
 ) -> Refusal:
     """Return what the answer means; `user` is who asked, None when anonymous.
 
     `basic` says that it came with a challenge for a password: it is then about the user and not
-    about the repository.
+    about the repository. `login` is the cure where a login is lacking.
     """
+    login = login or login_cure(host)
     if _TLS_PORT.search(body) and status == 400:
         return Refusal("tls", "speaks TLS, but was asked over plain http", "write https:// there")
     if status == 404:
@@ -74,8 +79,8 @@ def refusal(
     if status in {401, 403}:
         if basic and role == "upstream" and status == 401:
             refused = "wants credentials" if user is None else f"refused the password of {user}"
-            return Refusal("unauthorized", refused, login_cure(host))
-        return _forbidden(role, request, status, host, user)
+            return Refusal("unauthorized", refused, login)
+        return _forbidden(role, request, status, login, user)
     if status == 429:
         return _too_many(request, body)
     if role == "mirror" and (found := _mirror(request, status, body)):
@@ -88,22 +93,22 @@ def refusal(
     return Refusal("bad-answer", f"answered {status}{noted}", f"check what {host} is and its log")
 
 
-def _forbidden(role: Role, request: Request, status: int, host: str, user: str | None) -> Refusal:
+def _forbidden(role: Role, request: Request, status: int, login: str, user: str | None) -> Refusal:
     if role == "mirror":
         if user is None:
-            return Refusal("unauthorized", "wants credentials", login_cure(host))
+            return Refusal("unauthorized", "wants credentials", login)
         what = "may not be written" if request in {"put", "upload", "delete"} else "may not be read"
         return Refusal(
             "unauthorized",
             f"{what} by {user} ({status})",
-            f"give it the right, or {login_cure(host)}",
+            f"give it the right, or {login}",
         )
     # Docker Hub answers so for a repository that does not exist as for one that is not shown.
     if user is None:
         return Refusal(
             "not-found",
             "no such repository, or it is private",
-            f"check the name, or {login_cure(host)}",
+            f"check the name, or {login}",
         )
     return Refusal(
         "not-found",

@@ -189,6 +189,7 @@ class Registry:
         ca: Path | None = None,
         realm: str | None = None,
         credentials: Credentials = anonymous,
+        login_cure: Callable[[str], str] = login_cure,
         connections: int = 16,
         heads_per_minute: int | None = None,
         environ: Mapping[str, str] | None = None,
@@ -206,6 +207,7 @@ class Registry:
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         self._realm = realm.lower() if realm else None
         self._credentials = credentials
+        self._login_cure = login_cure
         self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
         self._read_timeout = read_timeout
         self._transport = Transport(
@@ -624,7 +626,7 @@ class Registry:
             "unauthorized",
             access,
             f"the credentials for {self.name} were refused",
-            login_cure(self._login_host),
+            self.login_cure,
         )
 
     def _plain_credentials(self, access: _Access) -> NoReturn:
@@ -858,6 +860,7 @@ class Registry:
             host=self._login_host,
             user=login.username if login else None,
             basic=any(challenge.scheme == "basic" for challenge in answer.challenges),
+            login=self.login_cure,
         )
 
     def _refuse(self, answer: _Answer, access: _Access) -> NoReturn:
@@ -945,6 +948,11 @@ class Registry:
             ) from None
 
     # Names and URLs
+
+    @property
+    def login_cure(self) -> str:
+        """How a person stores credentials for the registry."""
+        return self._login_cure(self._login_host)
 
     @property
     def _login_host(self) -> str:

@@ -40,10 +40,14 @@ class Report:
     outcomes: tuple[Outcome, ...]
     """In the order of the plan."""
     problems: tuple[Problem, ...]
+    ended: int | None = None
+    """The exit code of a run that a signal ended early."""
 
     @property
     def exit_code(self) -> int:
         """0, or 1 where the operator must act; 3 where an image met a bug of ours."""
+        if self.ended is not None:
+            return self.ended
         if any(problem.code == "bug" for problem in self.problems):
             return 3
         return int(any(problem.severity == "error" for problem in self.problems))
@@ -222,7 +226,7 @@ def platforms_of(outcome: Outcome) -> list[str]:
     want, content = outcome.step.want, outcome.content
     if content is not None and content.is_index:
         return _named(content)
-    return [ALL] if want.platforms == ALL else [str(platform) for platform in want.platforms]
+    return [ALL] if isinstance(want.needed, str) else [str(one) for one in want.needed]
 
 
 def _named(index: Manifest) -> list[str]:

@@ -59,6 +59,8 @@ class Text:
     cure: str = ""
     secret: bool = False
     """The text may hold a secret: no problem ever quotes it."""
+    null: bool = False
+    """A bare `null` is a text as any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Either:
     text: Text | None = None
     many: Many | None = None
     keys: Keys | None = None
+    offer: Callable[[str], str] | None = None
+    """Returns what to write instead of a word (or of nothing) that is none of the forms."""
 
 
 Kind = Text | Keys | Many | Named | Either
@@ -372,6 +376,25 @@ def _registry(text: str) -> str:
     return name
 
 
+def _offer_platforms(text: str) -> str:
+    try:
+        names = [str(parse_platform(name.strip())) for name in text.split(",")]
+    except ValueError:
+        names = ["linux/amd64"]
+    return f"[{', '.join(names)}]"
+
+
+def _offer_budget(text: str) -> str:
+    """Offer a limit: whoever wrote a number wants one, and `none` would take it away."""
+    return f"{{pulls: {text if _NUMBER.fullmatch(text) else 200}, window: 6h}}"
+
+
+def _offer_tags(text: str) -> str:
+    if valid_tag(text):
+        return f'["{text}"]'
+    return '{match: "3.*"} for a pattern, or a list such as ["3.12", "3.13"]'
+
+
 def _tag(text: str) -> str:
     if not valid_tag(text):
         raise ValueError(text)
@@ -444,6 +467,7 @@ _TAG: Final = Text(
     _tag,
     {"type": ["string", "number"], "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"},
     'write a literal tag; a pattern goes into tags: {match: "3.*"}',
+    null=True,
 )
 _WHEN: Final = Text(
     'a time such as "19:00" or "every 6h"',
@@ -497,6 +521,7 @@ PLATFORMS: Final = Either(
     "all, or a list of platforms",
     text=_choice(ALL),
     many=Many(_PLATFORM, least=1),
+    offer=_offer_platforms,
 )
 BUDGET: Final = Keys(
     (
@@ -574,7 +599,12 @@ REGISTRY: Final = Keys(
         Key("ca", _PATH, "the CA that signed its certificate", "/etc/ssl/upstream-ca.pem"),
         Key(
             "budget",
-            Either("none, or pulls, window and reserve", text=_choice("none"), keys=BUDGET),
+            Either(
+                "none, or pulls, window and reserve",
+                text=_choice("none"),
+                keys=BUDGET,
+                offer=_offer_budget,
+            ),
             "pulls that prewarm may spend, or none: no limit",
             "{pulls: 200, window: 6h, reserve: 20}",
             "docker.io: as it reports, a fifth in reserve; others: none",
@@ -710,7 +740,12 @@ PIN: Final = Keys(
         Key("image", _IMAGE, "the name, docker.io's where short", "python", required=True),
         Key(
             "tags",
-            Either("a list of tags, or match or semver", many=Many(_TAG, least=1), keys=NEWEST),
+            Either(
+                "a list of tags, or match or semver",
+                many=Many(_TAG, least=1),
+                keys=NEWEST,
+                offer=_offer_tags,
+            ),
             'literal, or {match: "3.*", newest: 3}, or {semver: ">=3.12", newest: 5}',
             '["3.12", "3.13"]',
             "latest",

@@ -222,7 +222,7 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         r"unauthorized|authentication required|\b401\b",
         "mirror-unauthorized",
         "the mirror refused the credentials",
-        "write the mirror's credentials to the authfile (skopeo login --authfile)",
+        "",  # as the caller knows where logins are kept
     ),
     (
         r"denied|\b403\b",
@@ -279,14 +279,16 @@ def last_words(stderr: str) -> str:
     return re.sub(r"\?[^\s\"\\]*", "?…", words.replace('\\"', '"'))[:500]
 
 
-def failure(stderr: str, where: str) -> PrewarmError:
-    """Return what a failed copy to `where` means."""
+def failure(
+    stderr: str, where: str, login: str = "log in to the mirror with skopeo login"
+) -> PrewarmError:
+    """Return what a failed copy to `where` means; `login` is the cure where a login is lacking."""
     words = last_words(stderr)
     # The names of images, which anybody may have chosen, say nothing about the cause.
     nameless = re.sub(r'(?!i/o )[^\s",]+/[^\s",]*', "…", words)
     for pattern, code, cause, cure in _CAUSES:
         if re.search(pattern, nameless):
-            return PrewarmError(code, f"{where}: {cause} (skopeo: {words})", cure)
+            return PrewarmError(code, f"{where}: {cause} (skopeo: {words})", cure or login)
     return PrewarmError(
         "copy", f"{where}: skopeo failed: {words or 'without a word'}", "run again with -v"
     )

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.proxies import is_loopback
 
 FILE: Final = "prewarm.db"
 _SYSTEM_CONFIG: Final = Path("/etc/prewarm/images.yml")
@@ -31,12 +32,13 @@ _POLL_SECONDS: Final = 0.2
 
 
 def state_path(
-    written: str | None, config: Path | None, environ: Mapping[str, str], home: Path
+    written: str | None, config: Path | None, environ: Mapping[str, str], home: Path | None
 ) -> Path:
     """Return where the SQLite state lies (contract, 2): as written, else by the rules.
 
     The rules: $STATE_DIRECTORY (systemd may list several, the first counts), /var/lib/prewarm for
-    the system's configuration, the XDG state folder. UsageError for a URL: there is SQLite only.
+    the system's configuration, the XDG state folder. UsageError for a URL: there is SQLite only;
+    and where a `home` is needed and there is none.
     """
     if written is not None:
         if "://" in written:
@@ -53,8 +55,15 @@ def state_path(
     if config == _SYSTEM_CONFIG:
         return _SYSTEM_STATE / FILE
     xdg = environ.get("XDG_STATE_HOME", "")
-    folder = Path(xdg) if xdg.startswith("/") else home / ".local" / "state"
-    return folder / "prewarm" / FILE
+    if xdg.startswith("/"):
+        return Path(xdg) / "prewarm" / FILE
+    if home is None:
+        raise UsageError(
+            "state",
+            "there is no place for the state: this user has no home folder",
+            "write state: with a path in images.yml, or set HOME",
+        )
+    return home / ".local" / "state" / "prewarm" / FILE
 
 
 def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
@@ -64,9 +73,11 @@ def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…"))
     root may write anywhere, and its files would then lock the service's user out. A link to a
     state is followed: what counts is whose file it is.
     """
-    owner = _owner(path)
+    place, owner = _owned(path)
     if owner is None and user == 0:
-        owner = _owner(path.parent)
+        place, owner = _owned(path.parent)
+    if owner == user and user and place != path:
+        raise _unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     if owner is None or owner == user:
         return
     try:
@@ -74,9 +85,10 @@ def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…"))
     except KeyError:
         name = f"#{owner}"
     command = shlex.join(["sudo", *(["-u", name] if owner else [])])
+    whose = "belongs" if place in (path, path.parent) else f"lies in {place}, which belongs"
     raise UsageError(
         "state-owner",
-        f"state {path} belongs to {name}",
+        f"state {path} {whose} to {name}",
         f"run: {command} {' '.join(word if word == '…' else shlex.quote(word) for word in argv)}",
     )
 
@@ -94,13 +106,19 @@ def prepare(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> 
         raise _unwritable(path, error) from error
 
 
-def _owner(path: Path) -> int | None:
-    try:
-        return path.stat().st_uid
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unwritable(path, error) from error
+def _owned(path: Path) -> tuple[Path, int | None]:
+    """Return whose the path is, or the nearest folder above it that we may look at; else None."""
+    for place in (path, *path.parents):
+        try:
+            owner = place.stat().st_uid
+        except PermissionError:
+            continue
+        except FileNotFoundError:
+            return place, None
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return place, owner
+    return path, None
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
@@ -215,10 +233,15 @@ class MirrorLock:
 
 
 def canonical(url: str) -> str:
-    """Return a mirror's URL in the one spelling that its lock is named after."""
+    """Return a mirror's URL in the one spelling that its lock is named after.
+
+    All names of this machine are one: to lock a port too many costs a wait, one too few the lock.
+    """
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-    return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}{parts.path.rstrip('/')}"
+    host = (parts.hostname or "").rstrip(".")
+    host = "localhost" if is_loopback(host) else host
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def locks_for(state: Path | None, mirrors: Iterable[str]) -> tuple[Lock, ...]:

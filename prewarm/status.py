@@ -36,14 +36,17 @@ def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> S
     last = json.loads(finished[0].report or "{}") if finished else {}
     known = ledger.states()
     uses = uses_of(settings, ledger, now)
-    served, tracked = coverage(known, uses)
+    failing = {problem["where"] for problem in last.get("problems", [])}
+    # A mirror that did not answer has its own line; it says nothing about the others.
+    answering = tuple(one for one in known if one.mirror not in failing) or known
+    served, tracked = coverage(answering, uses)
     return Status(
         {
             "version": 1,
             "config": str(settings.path) if settings.path else None,
             "state": str(state),
             "budgets": _budgets(settings, last.get("budgets", {}), ledger, now),
-            "images": _counts(known),
+            "images": _counts(answering),
             "coverage": round(served / tracked, 4) if tracked else None,
             "uses_unresolved": _unresolved(settings, ledger, now, uses),
             "pull_failures_per_day": [],

@@ -22,7 +22,7 @@ from prewarm.edges import Edges
 from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
 from prewarm.findings import Scan
 from prewarm.gate import Gate
-from prewarm.ledger import Ledger
+from prewarm.ledger import Known, Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
 from prewarm.plan import Copy, Defer, Plan, Quota, Seen, Step, Tag, action, plan
 from prewarm.reference import InvalidReference, Reference, parse
@@ -52,6 +52,8 @@ class Session:
     use_reserve: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the run is to end: nothing new is begun then."""
+    ended: Callable[[], int | None] = lambda: None
+    """The exit code of a run that a signal ends."""
 
     @property
     def observer(self) -> Observer:
@@ -90,6 +92,8 @@ class Survey:
     problems: tuple[Problem, ...] = ()
     complete: bool = True
     """Whether the demand is all there is: no list of tags is missing."""
+    tags: Mapping[Pin, tuple[str, ...]] = field(default_factory=dict)
+    """What the pins with patterns mean."""
 
 
 def named(text: str) -> Reference:
@@ -132,7 +136,7 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     if asked:
         demand = chosen(demand, asked, settings)
     seen = look(session, demand)
-    return Survey(tuple(zip(demand, seen, strict=True)), met, complete=not problems)
+    return Survey(tuple(zip(demand, seen, strict=True)), met, not problems, tags)
 
 
 def used_images(session: Session) -> tuple[UsedImage, ...]:
@@ -388,8 +392,13 @@ def _together(first: Outcome | None, last: Outcome) -> Outcome:
     """The outcome of an image that was tried twice: what it came to, and what both tries took."""
     if first is None:
         return last
+    step = last.step
+    if isinstance(step, Defer) and isinstance(first.step, Defer) and first.gets:
+        # What was bought and what waits is told by the step that bought.
+        step = replace(first.step, until=step.until or first.step.until)
     return replace(
         last,
+        step=step,
         content=last.content or first.content,
         pulls=(last.pulls or 0) + (first.pulls or 0),
         gets=(last.gets or 0) + (first.gets or 0),
@@ -431,6 +440,7 @@ def report_of(
         {name: quota for name, quota in quotas.items() if name in used or quota.spends},
         outcomes,
         distinct(problems),
+        session.ended(),
     )
 
 
@@ -442,8 +452,9 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
     """
     now = session.clock()
     ledger = session.ledger
+    known = {(state.image, state.mirror): state for state in ledger.states()}
     for outcome in report.outcomes:
-        _record_image(ledger, report.run, outcome, now)
+        _record_image(ledger, report.run, outcome, known, now)
     if whole and complete:
         ledger.forget_states(report.started)
     if whole:
@@ -465,7 +476,13 @@ def _tidy(session: Session, report: Report, now: Moment) -> None:
     ledger.tidy(max(_KEPT, *(2 * seconds for seconds in windows)), now)
 
 
-def _record_image(ledger: Ledger, run: str, outcome: Outcome, now: Moment) -> None:
+def _record_image(
+    ledger: Ledger,
+    run: str,
+    outcome: Outcome,
+    known: Mapping[tuple[str, str], Known],
+    now: Moment,
+) -> None:
     step = outcome.step
     reference, descriptor = step.want.reference, step.seen.descriptor
     if descriptor is not None and reference.tag is not None and reference.digest is None:
@@ -481,6 +498,11 @@ def _record_image(ledger: Ledger, run: str, outcome: Outcome, now: Moment) -> No
         outcome.seconds,
         now,
     )
+    image = str(reference)
     for holding in outcome.holdings:
+        state, digest = str(holding.state), holding.digest
+        if state == "unknown" and (before := known.get((image, holding.mirror))) is not None:
+            # What a mirror that cannot be asked holds is what it held when it last answered.
+            state, digest = before.state, before.digest
         if holding.target:
-            ledger.note_state(str(reference), holding.mirror, holding.state, holding.digest, now)
+            ledger.note_state(image, holding.mirror, state, digest, now)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from prewarm.demand import Want
 from prewarm.errors import Problem, RegistryError, UsageError
@@ -34,6 +34,7 @@ from prewarm.sync import (
 )
 
 _AT_ONCE = 16
+_Checked = Literal["whole", "unasked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Verification:
     """What was found, and what repairing it did."""
 
     checked: int
+    unchecked: int
+    """Tags on mirrors that could not be asked."""
     broken: tuple[Broken, ...]
     problems: tuple[Problem, ...]
     repair: Report | None = None
@@ -75,6 +78,7 @@ class Verification:
         return {
             "version": 1,
             "checked": self.checked,
+            "unchecked": self.unchecked,
             "broken": [
                 {"image": one.image, "mirror": one.mirror, "problem": one.text}
                 for one in self.broken
@@ -100,14 +104,16 @@ def verify(session: Session) -> Verification:
         for site in sites.values()
         if site.failure is not None
     )
-    return Verification(len(written), tuple(one for one in found if one is not None), problems)
+    asked = [one for one in found if one != "unasked"]
+    broken = tuple(one for one in asked if isinstance(one, Broken))
+    return Verification(len(asked), len(found) - len(asked), broken, problems)
 
 
-def _check(session: Session, site: MirrorSite, written: Written) -> Broken | None:
-    """Check one tag; None where it is whole, or where its mirror cannot be asked at all."""
+def _check(session: Session, site: MirrorSite, written: Written) -> Broken | _Checked:
+    """Check one tag; `unasked` where its mirror cannot be asked at all."""
     observer = session.observer
     if _down(site):
-        return None
+        return "unasked"
     selector = written.tag or written.digest
     try:
         head = site.registry.head(written.repository, selector)
@@ -128,9 +134,9 @@ def _check(session: Session, site: MirrorSite, written: Written) -> Broken | Non
         if error.code == "not-found":
             return _broken(written, "is gone")
         observer.note_failure(site, error)
-        return None if _down(site) else _broken(written, error.text)
+        return "unasked" if _down(site) else _broken(written, error.text)
     if not missing:
-        return None
+        return "whole"
     text = "; ".join(f"{what} {digest} is gone" for digest, what in missing.items())
     return _broken(written, text, frozenset(missing))
 

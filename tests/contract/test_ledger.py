@@ -779,3 +779,30 @@ def test_last_copy_is_the_newest_from_upstream(ledger: Ledger) -> None:
     assert ledger.last_copy("x") == Copied("r2", "x", "copy", "stale", 2, 3, 200, 1.5, at(10).wall)
     assert ledger.last_copy("y") is None
     assert [copied.action for copied in ledger.copies("r3")] == ["fresh"]
+
+
+# Anonymous pulls
+
+
+@pytest.mark.parametrize(
+    ("spent_as", "asked_as", "counts"),
+    [
+        ("anonymous", "anonymous@1.2.3.4", True),
+        ("anonymous@1.2.3.4", "anonymous", True),
+        ("anonymous@1.2.3.4", "anonymous@1.2.3.4", True),
+        ("anonymous@1.2.3.4", "anonymous@5.6.7.8", False),
+        ("anonymous", "acme", False),
+        ("acme", "anonymous", False),
+        ("acme", "anonymous@1.2.3.4", False),
+    ],
+)
+def test_reserve_counts_anonymous_pulls_of_an_unknown_address_for_every_address(
+    ledger: Ledger, spent_as: str, asked_as: str, counts: bool
+) -> None:
+    window = Window(3, 6 * HOUR)
+    spent = ledger.reserve("r", "docker.io", spent_as, "a", "d", 3, 3, window, at(0))
+    assert isinstance(spent, Reservation)
+    ledger.settle(spent, 3, 3, "spent", at(1))
+    assert bool(ledger.spends("docker.io", asked_as, at(2), 6 * HOUR)) == counts
+    answer = ledger.reserve("r", "docker.io", asked_as, "a", "d", 1, 1, window, at(2))
+    assert isinstance(answer, Refusal) == counts

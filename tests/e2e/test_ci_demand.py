@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.host import Host
+from tests.e2e.host import Host, Sync
 from tests.sandbox import Sandbox
 from tests.sandbox.ci_load import Runner
 from tests.sandbox.gitlab import TOKEN, Gitlab
-from tests.support.process import Finished
 
 AMD, ARM = "linux/amd64", "linux/arm64"
 
@@ -55,7 +54,7 @@ def push(box: Sandbox, *names: str, **options: Any) -> None:
         box.push(repository, tag, platforms=[AMD, ARM], **options)
 
 
-def problems(done: Finished | Any) -> set[tuple[str, str]]:
+def problems(done: Sync) -> set[tuple[str, str]]:
     return {(one["severity"], one["code"]) for one in done.report["problems"]}
 
 
@@ -143,7 +142,9 @@ def test_sync_without_gitlab_works_from_the_remembered_demand(
     site.close()
     time.sleep(1.1)
     mirror = box.mirrors[0]
-    assert mirror.delete("library/golang", mirror.storage.digest("library/golang", "1.22"))
+    digest = mirror.storage.digest("library/golang", "1.22")
+    assert digest
+    assert mirror.delete("library/golang", digest)
     done = ci.host.sync(code=1)
     assert [action for _, action in done.actions] == ["tag"]
     (problem,) = done.report["problems"]

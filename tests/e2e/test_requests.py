@@ -407,6 +407,14 @@ def test_sync_first_mirror_down_fills_the_second_and_the_first_catches_up(tmp_pa
         (problem,) = down.report["problems"]
         assert (problem["severity"], problem["where"]) == ("error", mirrors[0])
         assert problem["cure"]
+        told = host.run("status", "--json").json
+        assert (told["images"]["fresh"], told["coverage"]) == (3, 1.0)
+        assert [one["state"] for one in told["mirrors"]] == ["mirror-unreachable", "ok"]
+        checked = host.run("verify", "--json")
+        assert checked.returncode == 1
+        assert (checked.json["checked"], checked.json["unchecked"]) == (3, 0)
+        asked = host.run("explain", "app0:1", "--json")
+        assert (asked.returncode, asked.json["warm"]) == (1, False)
         for number, image in enumerate(images):
             got = host.pulled(f"library/app{number}", ":1", AMD, mirror=1)
             assert got == image.child(AMD).digest
@@ -431,6 +439,39 @@ def test_sync_both_mirrors_down_spends_nothing(tmp_path: Path) -> None:
         assert done.gets == ()
         assert done.named("fail") == ["app:1"]
         assert host.ledger() == []
+
+
+def test_sync_without_upstream_tells_what_the_mirrors_still_serve(host: Host, box: Sandbox) -> None:
+    box.push("library/app", "1", platforms=[AMD, ARM])
+    box.push("library/lone", "1", single=True)
+    host.configure(["app:1", "lone:1"])
+    host.sync()
+    host.configure(
+        ["app:1", "lone:1"], registries={"docker.io": {"endpoint": "http://127.0.0.1:9"}}
+    )
+    for forgotten in (False, True):
+        if forgotten:
+            host.forget_state()
+        done = host.sync(code=1)
+        assert done.named("fail") == ["app:1", "lone:1"]
+        (problem,) = done.report["problems"]
+        assert problem["where"] == "docker.io"
+        assert "app:1" not in problem["problem"]
+        for one in done.report["images"]:
+            assert [mirror["state"] for mirror in one["mirrors"].values()] == ["fresh"]
+        told = host.run("status", "--json").json
+        assert (told["images"]["fresh"], told["coverage"]) == (2, 1.0)
+
+
+def test_verify_with_its_only_mirror_down_checks_nothing(host: Host, box: Sandbox) -> None:
+    box.push("library/app", "1")
+    host.configure(["app:1"], mirrors=[box.mirrors[0].url])
+    host.sync()
+    box.mirrors[0].stop()
+    found = host.run("verify", "--json")
+    assert found.returncode == 1
+    assert (found.json["checked"], found.json["unchecked"]) == (0, 1)
+    assert "0 tags are whole, 1 could not be checked" in host.run("verify").stdout
 
 
 @pytest.mark.parametrize("state", ["kept", "deleted"])

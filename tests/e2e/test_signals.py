@@ -108,6 +108,8 @@ def test_sync_signalled_ends_cleanly_and_resumes(
         assert not (host.state.parent / "private").exists()
         assert "Traceback" not in stderr
         assert '"interrupted"' in stdout
+        told = host.run("status", "--json").json
+        assert told["last_sync"]["exit"] == code
         assert_resumes(run)
 
 

@@ -11,6 +11,7 @@ import pytest
 from prewarm.budget import Limit, Moment
 from prewarm.demand import Want
 from prewarm.errors import PrewarmError, RegistryError
+from prewarm.ledger import SeenTag
 from prewarm.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -75,6 +76,15 @@ class Memory:
 
     def keep_manifest(self, manifest: Manifest, now: Moment) -> None:
         self.kept[manifest.digest] = manifest
+
+    def is_public(self, registry: str, repository: str, since: float) -> bool | None:
+        return None
+
+    def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None:
+        """Nobody asks."""
+
+    def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None:
+        return None
 
 
 def want(text: str = "golang:1", platforms: Wanted = (AMD,)) -> Want:

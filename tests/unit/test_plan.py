@@ -15,6 +15,7 @@ from prewarm.errors import Failure
 from prewarm.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest, digest_of
 from prewarm.plan import (
     Copy,
+    Cost,
     Defer,
     Fail,
     Fresh,
@@ -557,3 +558,34 @@ def test_plan_more_budget_may_defer_a_later_image() -> None:
     spent = [Spend(HOUR, 1)]
     assert actions(planned(demand, quota(3, spends=spent))) == ["defer", "copy"]
     assert actions(planned(demand, quota(4, spends=spent))) == ["copy", "defer"]
+
+
+# Siblings of one digest that want different parts of it
+
+
+def test_plan_digest_pin_takes_the_whole_index_which_a_tag_of_one_platform_does_not_bring() -> None:
+    seen = at(index("i", read=False))
+    whole = Want(parse(f"golang@{seen.key}"), (AMD,), ("pin",), "images.yml:2")
+    found = planned([(want("golang:1"), seen), (whole, seen)])
+    assert actions(found) == ["copy", "copy"]
+    last = found.steps[-1]
+    assert isinstance(last, Copy)
+    assert last.cost == Cost(None, None)
+
+
+def test_plan_tags_of_platforms_that_earlier_siblings_bring_together_cost_nothing() -> None:
+    seen = at(index("i", read=False))
+    other = Platform("linux", "s390x")
+    demand = [
+        (want("p:3.12"), seen),
+        (want("p:3.11", (other,)), seen),
+        (want("p:3.10", (other,)), seen),
+        (want("p:3.9", (AMD, other)), seen),
+    ]
+    found = planned(demand)
+    assert actions(found) == ["copy", "copy", "tag", "tag"]
+    assert [step.code for step in found.steps] == ["missing", "missing", "sibling", "sibling"]
+
+
+def test_plan_tag_without_its_only_child_has_lost_parts() -> None:
+    assert one(at(index("i", "a"), NEAR, "missing", under_tag="sha256:" + "0" * 64)).code == "parts"

@@ -1,0 +1,27 @@
+"""Sizes and durations in words, for every text that people read (pure)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def size_words(size: float) -> str:
+    """Return a size of so many bytes in the largest binary unit that it fills: `1.5 MiB`."""
+    words = f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        # What would be rounded to 1024.0 is one of the next unit.
+        if abs(size) < (1023.5 if unit == "KiB" else 1023.95):
+            break
+        size /= 1024
+        words = f"{size:.1f} {unit}"
+    return words
+
+
+def duration_words(seconds: float) -> str:
+    """Return a duration as `images.yml` spells it: exact, in the largest unit, such as `90m`."""
+    for unit, length in _UNITS:
+        if seconds and seconds % length == 0:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{seconds:g}s"
