@@ -496,7 +496,7 @@ def _told(output: streams.Output, code: int) -> int:
     if failure is not None and not isinstance(failure, BrokenPipeError):
         _tell(
             f"prewarm: stdout cannot be written: {failure.strerror}; "
-            "cure that and see `prewarm status`: what was done is recorded"
+            "cure that; what a sync did is done, and told by prewarm status"
         )
         code = code or 1
     return code
@@ -537,7 +537,7 @@ def _tell_usage(error: click.ClickException) -> None:
         return
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context else "prewarm"
-    _tell(f"prewarm: {error.format_message()}; see {command} --help")
+    _tell(f"prewarm: {error.format_message().rstrip('.')}; see {command} --help")
 
 
 def _tell(text: str) -> None:

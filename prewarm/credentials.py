@@ -113,7 +113,7 @@ class AuthConfig:
         if self._named is None:
             return login_cure(host)
         if self._named.given_by == _SYSTEMD:
-            return f"log in to {host} in the file that LoadCredential= of the unit gives as auth.json"
+            return f"log in to {host} in the file that LoadCredential= gives as auth.json"
         return login_cure(host, self._named.path)
 
     def account(self, registry: str) -> str | None:
@@ -236,9 +236,11 @@ def _places(authfile: Path | None, environ: Mapping[str, str]) -> Iterator[_Plac
         # Without it containers/image knows /run/containers, not /run/user.
         own = Path(runtime, "containers") if runtime else Path(f"/run/containers/{os.getuid()}")
         yield _Place(own / "auth.json")
-    if config := environ.get("XDG_CONFIG_HOME") or (home and home / ".config"):
+    config = environ.get("XDG_CONFIG_HOME") or (home / ".config" if home else None)
+    if config is not None:
         yield _Place(Path(config, "containers", "auth.json"))
-    if docker := environ.get("DOCKER_CONFIG") or (home and home / ".docker"):
+    docker = environ.get("DOCKER_CONFIG") or (home / ".docker" if home else None)
+    if docker is not None:
         yield _Place(Path(docker, "config.json"))
     if home is not None:
         yield _Place(home / ".dockercfg", legacy=True)

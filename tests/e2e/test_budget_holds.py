@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -378,6 +379,10 @@ def test_sync_image_above_image_size_is_skipped_before_its_first_blob(
     done = host.sync()
     assert done.actions == [("huge:1", "skip"), ("small:1", "copy")]
     assert done.image("huge:1")["code"] == "image-size"
+    reason = done.image("huge:1")["reason"]
+    assert re.fullmatch(
+        r"has 29\d\.\d KiB, 19\d\.\d KiB more than limits\.image_size 97\.7 KiB", reason
+    )
     assert len(done.blobs) == 2
     assert box.mirrors[0].catalog() == ["library/small"]
     # Its manifests are remembered: the refusal costs nothing again.

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import host
 from tests.e2e.host import Host, Sync
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, ci_load
 from tests.sandbox.ci_load import Runner
 from tests.sandbox.gitlab import TOKEN, Gitlab
 
@@ -170,3 +171,82 @@ def test_sync_mirrors_the_architectures_of_the_runners_or_tells_what_lacks(
     ci.configure([], platforms=[AMD])
     told = ci.host.sync(code=code)
     assert problems(told) == {(severity, "platform")}
+
+
+# --- a whole site: 200 projects and 5,000 jobs, then the Hub and the mirror ---
+
+
+def test_sync_of_a_whole_site_warms_what_most_jobs_used_within_the_budget(
+    ci: Ci, box: Sandbox, site: Gitlab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = box.push("library/alpine", "pinned").digest
+    monkeypatch.setattr(ci_load, "PINNED", f"alpine@{pinned}")
+    site.populate(projects=200, active=120, jobs=5000, unresolved=40)
+    for runner in site.runners.values():
+        runner.architecture = "amd64"
+    unknown = site.add_project("team/open", "x:\n  image: $NOBODY_KNOWS:1\n  script: [x]\n")
+    site.add_job(unknown, "x")
+
+    # What the jobs really used, by the stand-in's own account; all of the Hub's is there.
+    truth = site.truth()
+    jobs = {image: number for (image, kind), number in truth.items() if kind != "proxy"}
+    served = {image: number for image, number in jobs.items() if image.startswith("docker.io/")}
+    assert len(served) == 14
+    for image in served:
+        repository, _, tag = image.removeprefix("docker.io/").partition(":")
+        if "@" not in image:
+            box.push(repository, tag, name=image)
+
+    budget = {"pulls": 9, "window": "6h"}
+    registries = {"docker.io": {"endpoint": box.hub.url, "budget": budget}}
+    ci.configure([], platforms=[AMD], registries=registries)
+    done = ci.host.sync()
+
+    # Exact counts, no image that no job used, and no image twice.
+    told = {one["image"]: one["jobs"] for one in done.report["images"]}
+    assert told == jobs
+    assert len(done.report["images"]) == len(jobs)
+    assert done.image("quay.io/team/base:7")["code"] == "unlisted-registry"
+    scanned = ci.host.run("scan", "--json").json
+    assert [(one["project"], one["text"]) for one in scanned["unresolved"]] == [
+        ("team/open", "$NOBODY_KNOWS:1")
+    ]
+
+    # Warm is what most jobs used; a client gets it from the mirror itself.
+    ranked = sorted(served, key=served.__getitem__, reverse=True)
+    warm = {f"docker.io/{one}" for one in fully_qualified(done.named("copy"))}
+    assert warm == set(ranked[:9])
+    assert served[ranked[8]] > served[ranked[9]]
+    for image in ranked:
+        repository, mark, selector = parts_of(image)
+        held = box.mirrors[0].manifest(repository, selector) is not None
+        assert held is (image in warm), image
+    best, worst = parts_of(ranked[0]), parts_of(ranked[8])
+    for repository, mark, selector in (best, worst):
+        ci.host.pulled(repository, f"{mark}{selector}", AMD)
+
+    # The rest waits for the budget, the most used first, and comes in that order.
+    waiting = [f"docker.io/{one}" for one in fully_qualified(done.named("defer"))]
+    assert waiting == ranked[9:]
+    assert {done.image(host.familiar(one))["code"] for one in waiting} == {"budget"}
+    assert all(done.image(host.familiar(one))["until"] for one in waiting)
+    assert ci.host.charged() == 9
+    coverage = ci.host.run("status", "--json").json["coverage"]
+    expected = sum(served[one] for one in warm) / sum(served.values())
+    assert coverage == pytest.approx(expected, abs=0.0001)
+    ci.host.let_time_pass(6 * 3600 + 1)
+    later = ci.host.sync()
+    assert [f"docker.io/{one}" for one in fully_qualified(later.named("copy"))] == ranked[9:]
+    assert ci.host.run("status", "--json").json["coverage"] == 1.0
+
+
+def fully_qualified(names: list[str]) -> list[str]:
+    """Return Docker Hub's names with their `library/`."""
+    return [name if "/" in name else f"library/{name}" for name in names]
+
+
+def parts_of(image: str) -> tuple[str, str, str]:
+    """Return repository, `:` or `@`, and tag or digest of a name on Docker Hub."""
+    mark = "@" if "@" in image else ":"
+    repository, _, selector = image.removeprefix("docker.io/").partition(mark)
+    return repository, mark, selector

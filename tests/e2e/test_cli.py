@@ -268,13 +268,63 @@ def test_sync_on_a_terminal_is_coloured_unless_no_color_is_set(host: Host) -> No
     plain = on_a_terminal(host, "sync", env={"NO_COLOR": "1"})
     assert "nope" in plain
     assert "\x1b" not in plain
+    dumb = on_a_terminal(host, "sync", env={"TERM": "dumb"})
+    assert "nope" in dumb
+    assert "\x1b" not in dumb
     assert "\x1b" not in host.run("sync").stdout
 
 
 @pytest.mark.parametrize(
-    "args", [["init", "-"], ["sync"], ["sync", "--json"], ["status"], ["--help"]]
+    "args",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["sync", "--nonsense"],
+        ["explain"],
+        ["sync", "--wait-for", "soon"],
+    ],
 )
-def test_closed_stdout_is_no_traceback(host: Host, box: Sandbox, args: list[str]) -> None:
+@pytest.mark.parametrize("option", [["--log-format", "json"], ["--log-format=json"]])
+def test_log_format_json_holds_for_wrong_usage_too(
+    tmp_path: Path, option: list[str], args: list[str]
+) -> None:
+    finished = run_prewarm([*option, *args], tmp_path)
+    assert_refused(finished)
+    (line,) = finished.stderr.splitlines()
+    told = json.loads(line)
+    assert told["level"] == "error"
+    assert told["message"].startswith("prewarm: ")
+    assert told["message"].endswith("--help")
+
+
+def test_json_of_a_command_that_cannot_begin_is_nothing(host: Host) -> None:
+    host.configure(["app:1"], state=str(host.config / "prewarm.db"))
+    for command in (
+        ["sync", "--json"],
+        ["sync", "--dry-run", "--json"],
+        ["status", "--json"],
+        ["verify", "--json"],
+        ["explain", "app:1", "--json"],
+    ):
+        assert_refused(host.run(*command))
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["init", "-"], 0),
+        (["sync"], 0),
+        (["sync", "--json"], 0),
+        (["status"], 0),
+        (["--help"], 0),
+        (["sync", "nope:1"], 1),
+        (["sync", "--json", "nope:1"], 1),
+        (["explain", "nope:1"], 1),
+    ],
+)
+def test_reader_that_has_gone_changes_no_exit_code(
+    host: Host, box: Sandbox, args: list[str], code: int
+) -> None:
     box.push("library/app", "1", single=True)
     host.configure(["app:1"])
     with start_prewarm(["-q", *args], host.folder, config=host.config) as process:
@@ -284,7 +334,7 @@ def test_closed_stdout_is_no_traceback(host: Host, box: Sandbox, args: list[str]
         stderr = process.stderr.read()
         process.wait(30)
     assert stderr == ""
-    assert process.returncode == 0
+    assert process.returncode == code
 
 
 # --- the state ---

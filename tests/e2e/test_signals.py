@@ -95,7 +95,9 @@ def assert_resumes(run: Running) -> None:
     assert run.host.sync().named("fresh") == PINS
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_sync_signalled_ends_cleanly_and_resumes(
     host: Host, number: signal.Signals, code: int
 ) -> None:
@@ -111,6 +113,32 @@ def test_sync_signalled_ends_cleanly_and_resumes(
         told = host.run("status", "--json").json
         assert told["last_sync"]["exit"] == code
         assert_resumes(run)
+
+
+def test_sync_that_loses_its_terminal_twice_still_ends_cleanly(host: Host) -> None:
+    with running(host) as run:
+        # The kernel tells it, and so does the shell.
+        run.process.send_signal(signal.SIGHUP)
+        assert run.process.stderr is not None
+        while "ending" not in run.process.stderr.readline():
+            assert run.process.poll() is None
+        stdout, stderr, _ = run.end(signal.SIGHUP)
+        assert run.process.returncode == 129
+        assert "Traceback" not in stderr
+        assert '"interrupted"' in stdout
+        assert run.skopeos() == []
+
+
+def test_sync_under_nohup_outlives_its_terminal(host: Host) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running(host) as run:
+            run.process.send_signal(signal.SIGHUP)
+            _, stderr, _ = run.end(signal.SIGTERM)
+            assert run.process.returncode == 143
+            assert stderr.count("ending") == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sync_signalled_records_what_was_finished(host: Host) -> None:

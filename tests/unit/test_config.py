@@ -215,6 +215,28 @@ def test_load_of_each_form_of_a_pin_keeps_their_order_and_lines(tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize("tag", ["null", "Null", "NULL", "3.10", "010", "true", "1e3"])
+def test_load_of_a_tag_keeps_its_spelling(tag: str, tmp_path: Path) -> None:
+    found = read(tmp_path, TOP + f"images: [{{image: python, tags: [{tag}]}}]\n")
+    assert found.pins[0].tags == (tag,)
+
+
+def test_load_without_a_home_folder_refuses_only_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 3_999_999_999)
+    included = "include: [~/more.yml]\n"
+    assert config.load(write(tmp_path, TOP)).pins == ()
+    (problem,) = config.load(write(tmp_path, TOP + included)).problems
+    assert str(problem) == (
+        "images.yml:3: include[0]: begins with ~/, and this user has no home folder; "
+        "write it in full"
+    )
+    with pytest.raises(ConfigError, match="authfile: begins with ~/, and this user has no home"):
+        config.load(write(tmp_path, TOP + "authfile: ~/auth.json\n"))
+
+
 def test_load_of_a_pin_without_tag_below_an_alias_takes_the_line_of_the_alias(
     tmp_path: Path,
 ) -> None:
@@ -354,6 +376,50 @@ PROBLEMS = {
     "nothing for a text": (
         TOP + "recheck:\n",
         "3: recheck: has no value; write a number and one of s m h d w",
+    ),
+    "number for a budget": (
+        TOP + "registries:\n  docker.io:\n    budget: 5\n",
+        "5: registries.docker.io.budget: must be none, or pulls, window and reserve, not '5'; "
+        "write budget: {pulls: 5, window: 6h}",
+    ),
+    "word for a budget": (
+        TOP + "registries: {docker.io: {budget: unlimited}}\n",
+        "3: registries.docker.io.budget: must be none, or pulls, window and reserve, not "
+        "'unlimited'; write budget: {pulls: 200, window: 6h}",
+    ),
+    "nothing for a budget": (
+        TOP + "registries:\n  docker.io:\n    budget:\n",
+        "5: registries.docker.io.budget: has no value; write budget: {pulls: 200, window: 6h}",
+    ),
+    "text for platforms": (
+        TOP + "platforms: linux/amd64\n",
+        "3: platforms: must be all, or a list of platforms, not 'linux/amd64'; "
+        "write platforms: [linux/amd64]",
+    ),
+    "texts for platforms": (
+        TOP + "platforms: linux/amd64,linux/x86_64\n",
+        "3: platforms: must be all, or a list of platforms, not 'linux/amd64,linux/x86_64'; "
+        "write platforms: [linux/amd64, linux/amd64]",
+    ),
+    "no platform": (
+        TOP + "platforms: everything\n",
+        "3: platforms: must be all, or a list of platforms, not 'everything'; "
+        "write platforms: [linux/amd64]",
+    ),
+    "text for tags": (
+        TOP + "images: [{image: python, tags: 3.10}]\n",
+        "3: images[0].tags: must be a list of tags, or match or semver, not '3.10'; "
+        'write tags: ["3.10"]',
+    ),
+    "pattern for tags": (
+        TOP + "images: [{image: python, tags: '3.*'}]\n",
+        "3: images[0].tags: must be a list of tags, or match or semver, not '3.*'; "
+        'write tags: {match: "3.*"} for a pattern, or a list such as ["3.12", "3.13"]',
+    ),
+    "no tag": (
+        TOP + "images: [{image: python, tags: [~]}]\n",
+        "3: images[0].tags[0]: has no value; write a literal tag; "
+        'a pattern goes into tags: {match: "3.*"}',
     ),
     "keep below history": (
         "version: 1\nmirrors:\n- url: http://a\n  keep: 30d\n"

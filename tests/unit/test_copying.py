@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,25 @@ def test_too_little_space_is_what_would_fall_below_min_free(
     site.settings = Mirror(NEAR, NEAR, storage=tmp_path, min_free=least)
     failure = too_little_space(site, needed)
     assert (failure.code if failure else None) == code
+
+
+@pytest.mark.parametrize(
+    ("least", "needed", "ending"),
+    [
+        (100 << 40, 0, "below min_free 100.0 TiB"),
+        (None, 3 << 50, "too little for 3.0 PiB"),
+        (1_000_000, 3 << 50, "too little for 3.0 PiB beside min_free 976.6 KiB"),
+    ],
+)
+def test_too_little_space_tells_sizes_in_units_that_fit(
+    site: MirrorSite, tmp_path: Path, least: int | None, needed: int, ending: str
+) -> None:
+    site.settings = Mirror(NEAR, NEAR, storage=tmp_path, min_free=least)
+    failure = too_little_space(site, needed)
+    assert failure is not None
+    assert re.fullmatch(
+        rf"{NEAR}: [0-9.]+ [KMGT]iB are free at {tmp_path}, {re.escape(ending)}", failure.text
+    )
 
 
 def test_too_little_space_of_a_disk_elsewhere_is_not_known(site: MirrorSite) -> None:

@@ -222,6 +222,42 @@ def test_load_of_an_explicit_file_that_is_missing_is_a_usage_error(tmp_path: Pat
         load(tmp_path, {"HOME": str(tmp_path)})
 
 
+def test_load_of_a_missing_file_that_the_environment_names_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "absent.json"
+    environ = {"HOME": str(tmp_path), "REGISTRY_AUTH_FILE": str(path)}
+    (problem,) = load(None, environ).problems
+    assert (problem.severity, problem.code, problem.where) == ("warning", "authfile", str(path))
+    assert "REGISTRY_AUTH_FILE" in problem.problem
+    assert f"skopeo login --authfile {path} " in problem.cure
+    assert load(None, {"HOME": str(tmp_path), "CREDENTIALS_DIRECTORY": str(path)}).problems == ()
+
+
+def test_login_cure_names_the_file_that_is_asked_first(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    assert load(None, environ).login_cure("r.org") == "log in: skopeo login r.org"
+    named = write(tmp_path / "a b.json", {})
+    told = f"log in: skopeo login --authfile '{named}' r.org"
+    by_variable = {**environ, "REGISTRY_AUTH_FILE": str(named)}
+    assert load(named, environ).login_cure("r.org") == told
+    assert load(None, by_variable).login_cure("r.org") == told
+    # systemd's copy is for reading only.
+    write(tmp_path / "systemd" / "auth.json", auths(**{"r.org": "kim"}))
+    by_systemd = {**by_variable, "CREDENTIALS_DIRECTORY": str(tmp_path / "systemd")}
+    cure = load(None, by_systemd).login_cure("r.org")
+    assert "LoadCredential=" in cure
+    assert str(tmp_path) not in cure
+    assert load(named, by_systemd).login_cure("r.org") == told
+
+
+def test_load_without_a_home_folder_asks_the_other_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 3_999_999_999)
+    assert load(None, {}).problems == ()
+    write(tmp_path / "containers" / "auth.json", auths(**{"r.org": "kim"}))
+    assert load(None, {"XDG_CONFIG_HOME": str(tmp_path)}).account("r.org") == "kim"
+
+
 @pytest.mark.parametrize(("mode", "problems"), [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1)])
 def test_load_of_a_file_that_others_may_read_is_a_problem(
     tmp_path: Path, mode: int, problems: int

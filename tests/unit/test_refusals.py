@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from prewarm.refusals import Request, Role, error_code, refusal, role_code
+from prewarm.refusals import Request, Role, error_code, login_cure, refusal, role_code
 
 UNSUPPORTED = b'{"errors":[{"code":"UNSUPPORTED","message":"s3cr3t"}]}'
 NO_SPACE = b'{"errors":[{"code":"UNKNOWN","detail":"write /x: no space left on device"}]}'
@@ -41,6 +43,18 @@ def test_refusal_of_an_answer_has_the_code_of_its_cause(
     assert role_code(role, found.code) == code
     assert found.cure
     assert "s3cr3t" not in found.text + found.cure
+
+
+@pytest.mark.parametrize(
+    ("authfile", "cure"),
+    [
+        (None, "log in: skopeo login docker.io"),
+        (Path("/etc/a.json"), "log in: skopeo login --authfile /etc/a.json docker.io"),
+        (Path("/a b"), "log in: skopeo login --authfile '/a b' docker.io"),
+    ],
+)
+def test_login_cure_names_the_authfile_where_there_is_one(authfile: Path | None, cure: str) -> None:
+    assert login_cure("docker.io", authfile) == cure
 
 
 def test_refusal_of_a_login_names_the_user() -> None:

@@ -276,6 +276,13 @@ def test_failure_of_an_image_with_a_telling_name_is_not_the_mirrors(text: str, c
     assert failure(fatal(text), MIRROR).code == code
 
 
+def test_failure_for_want_of_a_login_has_the_callers_cure() -> None:
+    told = fatal(f"writing blob: initiating layer upload to {UPLOAD}: unauthorized: no")
+    assert failure(told, MIRROR, "log in there").cure == "log in there"
+    denied = fatal(f"writing blob: initiating layer upload to {UPLOAD}: denied: no")
+    assert failure(denied, MIRROR, "log in there").cure == "give the account the right to push"
+
+
 @pytest.mark.parametrize("stderr", ["", "\n\n", 'time="x" level=debug msg="unauthorized"\n'])
 def test_failure_without_a_word_says_so(stderr: str) -> None:
     found = failure(stderr, MIRROR)

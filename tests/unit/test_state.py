@@ -6,8 +6,10 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,15 @@ def test_state_path_rules_give_path(
     written: str | None, config: Path | None, environ: dict[str, str], path: str
 ) -> None:
     assert state_path(written, config, environ, HOME) == Path(path)
+
+
+def test_state_path_without_a_home_is_needed_by_the_last_rule_alone() -> None:
+    assert state_path("/srv/p.db", None, {}, None) == Path("/srv/p.db")
+    assert state_path(None, None, {"STATE_DIRECTORY": "/s"}, None) == Path("/s/prewarm.db")
+    assert state_path(None, SYSTEM, {}, None) == Path("/var/lib/prewarm/prewarm.db")
+    assert state_path(None, None, {"XDG_STATE_HOME": "/x"}, None) == Path("/x/prewarm/prewarm.db")
+    with pytest.raises(UsageError, match=r"no home folder; write state: "):
+        state_path(None, None, {}, None)
 
 
 def test_state_path_postgresql_is_refused_without_its_password() -> None:
@@ -120,6 +131,48 @@ def test_prepare_root_in_anothers_folder_makes_nothing(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@contextmanager
+def nobody() -> Iterator[Path]:
+    """Be the user nobody, in a folder of root's that everybody may look at."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        os.setegid(65534)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can become another user")
+@pytest.mark.parametrize("path", ["state/prewarm.db", "state/deep/er/prewarm.db"])
+def test_check_owner_state_in_a_shut_folder_gives_the_command(path: str) -> None:
+    with nobody() as folder:
+        os.seteuid(0)
+        (folder / "state").mkdir(mode=0o700)
+        os.chown(folder / "state", 1, 1)
+        os.seteuid(65534)
+        for asked in (check_owner, prepare):
+            with pytest.raises(UsageError, match="belongs to daemon") as caught:
+                asked(folder / path, 65534, ["prewarm", "status"])
+            assert caught.value.code == "state-owner"
+            assert caught.value.cure == "run: sudo -u daemon prewarm status"
+            assert str(folder / path) in caught.value.text
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can become another user")
+def test_check_owner_own_folder_that_is_shut_says_so() -> None:
+    with nobody() as folder:
+        os.seteuid(0)
+        (folder / "state").mkdir(mode=0)
+        os.chown(folder / "state", 65534, 65534)
+        os.seteuid(65534)
+        with pytest.raises(UsageError, match="Permission denied"):
+            check_owner(folder / "state" / "prewarm.db", 65534)
+
+
 def test_check_owner_missing_state_in_anothers_folder_is_a_users_own_affair(
     tmp_path: Path,
 ) -> None:
@@ -135,6 +188,9 @@ def test_check_owner_missing_state_in_anothers_folder_is_a_users_own_affair(
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000/"),
         ("https://Mirror.example.org", "HTTPS://mirror.example.org:443"),
         ("http://mirror.example.org:80", "http://mirror.example.org"),
+        ("http://localhost:5000", "http://127.0.0.1:5000"),
+        ("http://LocalHost.:5000", "http://[::1]:5000"),
+        ("http://localhost", "http://127.0.0.1:80/"),
     ],
 )
 def test_canonical_spellings_of_one_mirror_are_one(url: str, same: str) -> None:
@@ -142,7 +198,8 @@ def test_canonical_spellings_of_one_mirror_are_one(url: str, same: str) -> None:
 
 
 def test_canonical_other_mirrors_differ() -> None:
-    urls = ["http://m", "https://m", "http://m:5000", "http://m/a", "http://n"]
+    here = ["http://localhost:5000", "http://127.0.0.1:5001", "https://localhost:5000"]
+    urls = ["http://m", "https://m", "http://m:5000", "http://m/a", "http://n", *here]
     assert len({canonical(url) for url in urls}) == len(urls)
 
 

@@ -1,0 +1,64 @@
+"""Sizes and durations as people read them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prewarm.schema import parse_duration
+from prewarm.words import duration_words, size_words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (500_000, "488.3 KiB"),
+        (1536 * 1024, "1.5 MiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (10 * 2**30, "10.0 GiB"),
+        (100 * 2**40, "100.0 TiB"),
+        (3 * 2**50, "3.0 PiB"),
+        (2**62, "4096.0 PiB"),
+    ],
+)
+def test_size_words_of_a_size_are_in_the_unit_that_fits(size: int, words: str) -> None:
+    assert size_words(size) == words
+
+
+@given(st.integers(0, 2**60))
+def test_size_words_of_any_size_are_short_and_near_it(size: int) -> None:
+    number, unit = size_words(size).split()
+    assert len(number) <= 6
+    worth = float(number) * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].index(unit)
+    assert abs(worth - size) <= 0.06 * size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (5, "5s"),
+        (90, "90s"),
+        (5400, "90m"),
+        (21600, "6h"),
+        (21600.0, "6h"),
+        (86400, "1d"),
+        (14 * 86400, "14d"),
+        (0, "0s"),
+        (0.25, "0.25s"),
+    ],
+)
+def test_duration_words_of_a_duration_are_as_written(seconds: float, words: str) -> None:
+    assert duration_words(seconds) == words
+
+
+@given(st.integers(1, 3650 * 86400))
+def test_duration_words_of_whole_seconds_are_exact_in_the_file(seconds: int) -> None:
+    words = duration_words(seconds)
+    assert re.fullmatch(r"[0-9]+[smhd]", words)
+    assert parse_duration(words) == seconds
