@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from bench import measures, scan
+from bench import differential, measures, scan
 from bench.measures import Hundred, Large, Took
 from bench.scan import Scanned, Scans
 
@@ -107,15 +107,17 @@ def _version(program: str) -> str:
 @click.command()
 @click.option("--write", is_flag=True, help="Keep the table in docs/performance.md.")
 def main(write: bool) -> None:
-    """Measure, and print a Markdown table; about two minutes."""
+    """Measure, and print a Markdown table; compare with gitlab-ci-local; about four minutes."""
     click.echo("measuring, about two minutes …", err=True)
     start_up = measures.start_up()
     results = table(measures.hundred(), measures.large(), scan.measure(), start_up)
     click.echo(results)
-    click.echo(f"\n{machine()}")
+    click.echo(f"\n{machine()}\n")
     if write:
         PAGE.write_text(f"{_HEAD}\n{results}\n\n{machine()}\n\n{_TAIL}")
         click.echo(f"wrote {PAGE.name}", err=True)
+    click.echo("comparing with gitlab-ci-local, about two minutes …", err=True)
+    click.echo(differential.measure()[0])
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from tests.unit import test_corpus, test_definitions, test_evaluate
 
 VERSION: Final = "4.73.0"
 """The newest that runs on Node 20: 4.74 and later call Set.prototype.union, of Node 22."""
-_CACHE: Final = Path(__file__).parents[1] / ".cache" / f"gitlab-ci-local-{VERSION}"
+CACHE: Final = Path(__file__).parents[1] / ".cache" / f"gitlab-ci-local-{VERSION}"
 _ROOT: Final = ".gitlab-ci.yml"
 _AT_ONCE: Final = 2
 _DEADLINE: Final = 120
@@ -162,15 +162,15 @@ def _write(folder: Path, files: Mapping[str, str] | Path) -> None:
 
 def installed() -> Path:
     """Return its program, installed if it is not yet; raises UnavailableError."""
-    program = _CACHE / "node_modules/gitlab-ci-local/dist/index.js"
-    if program.is_file():
-        return program
-    for needed in ("node", "npm"):
+    for needed in ("node", "npm", "git"):
         if shutil.which(needed) is None:
             raise UnavailableError(f"{needed} is not on PATH")
-    _CACHE.mkdir(parents=True, exist_ok=True)
+    program = CACHE / "node_modules/gitlab-ci-local/dist/index.js"
+    if program.is_file():
+        return program
+    CACHE.mkdir(parents=True, exist_ok=True)
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock")
-    command = ("npm", "install", f"--prefix={_CACHE}", *options, f"gitlab-ci-local@{VERSION}")
+    command = ("npm", "install", f"--prefix={CACHE}", *options, f"gitlab-ci-local@{VERSION}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
@@ -242,10 +242,11 @@ def compare(program: Path, case: Case) -> Compared:
             return Compared(case.name, "no answer", f"more than {_DEADLINE} seconds")
     if preview is None:
         return Compared(case.name, "no answer", _why_stopped(said))
-    return _judged(case, found, preview, _RULES if chosen else "")
+    return judged(case, found, preview, _RULES if chosen else "")
 
 
-def _judged(case: Case, found: Evaluation, preview: str, reason: str) -> Compared:
+def judged(case: Case, found: Evaluation, preview: str, reason: str) -> Compared:
+    """Return the verdict on a preview; `reason` is that of a difference, where one is known."""
     (content, *_) = ciyaml.read(preview.encode()).documents
     if not isinstance(content, dict):
         return Compared(case.name, "no answer", "a preview that is no mapping")

@@ -224,11 +224,16 @@ def show_scan(scan: Scan, *, as_json: bool) -> None:
                 str(one.jobs),
                 str(one.projects),
                 when(one.last_used) if one.last_used is not None else "",
-                ", ".join(one.sources) + (f" (through the {one.via})" if one.via else ""),
+                ", ".join(one.sources) + _through(one.via),
             )
             for one in scan.images
         ]
-        _table(("image", "jobs", "projects", "last use", "source"), rows)
+        head = ("image", "jobs", "projects", "last use", "source")
+        # Nobody ran the jobs of a file.
+        alone = all(one.last_used is None for one in scan.images)
+        kept = (0, 1, 4) if alone else range(len(head))
+        first, *others = ([row[column] for column in kept] for row in (head, *rows))
+        _table(first, others)
     if scan.unresolved:
         _say("")
         open_ = [
@@ -242,6 +247,11 @@ def show_scan(scan: Scan, *, as_json: bool) -> None:
         colour = "red" if problem.severity == "error" else "yellow"
         _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
     _say(told(scan))
+
+
+def _through(via: str | None) -> str:
+    """Return that a job asks GitLab for its image, in the words of people."""
+    return f" (through the {via.replace('-', ' ')})" if via else ""
 
 
 @contextmanager
@@ -271,7 +281,8 @@ class _ScanLines:
     def phase(self, name: str, total: int | None) -> None:
         """Log what begins."""
         if total != 0:
-            log.info("reading %s%s", name, "" if total is None else f" of {total} projects")
+            of = {None: "", 1: " of 1 project"}.get(total, f" of {total} projects")
+            log.info("reading %s%s", name, of)
 
     def step(self) -> None:
         """Say nothing."""

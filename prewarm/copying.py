@@ -51,6 +51,8 @@ _SLOWEST: Final = 500_000
 _BASE_TIMEOUT: Final = 600.0
 _WRITING: Final = 3.0
 """Seconds that a mirror may take to have a blob of which it got the last byte."""
+_PASSING: Final = frozenset({"reset", "timeout", "copy", "mirror-server-error"})
+"""Failures of a copy that may be gone at a second try."""
 _TRIES: Final = 2
 """Of a copy whose connection broke: manifests are at hand, so a second try costs no pull."""
 
@@ -422,7 +424,7 @@ class Carrier:
             site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
             error = self._why_failed(image, site, offer, result)
             damaged = error.code == "bad-digest" and len(sources) > 1
-            if last or not (damaged or error.code in ("reset", "timeout")):
+            if last or not (damaged or error.code in _PASSING):
                 raise error
             if damaged:
                 # A mirror's disk may be; upstream's bytes decide.
@@ -446,15 +448,20 @@ class Carrier:
         will tell.
         """
         for digest in blobs:
-            landing = self._moving.where(site.url, digest)
-            if landing is None or landing.repository == repository:
-                continue
-            try:
-                ready = landing.settled or self._written(site, landing.repository, digest)
-                if ready and site.registry.mount_blob(repository, digest, landing.repository):
+            with self._moving.placing(site.url, repository):
+                landing = self._moving.where(site.url, digest)
+                if landing is None or self._moving.placed(site.url, repository, digest):
                     continue
-            except RegistryError:
-                return True
+                try:
+                    ready = landing.settled or self._written(site, landing.repository, digest)
+                    if ready and (
+                        landing.repository == repository
+                        or site.registry.mount_blob(repository, digest, landing.repository)
+                    ):
+                        self._moving.place(site.url, repository, digest)
+                        continue
+                except RegistryError:
+                    return True
             self._moving.gone(site.url, digest)
             return False
         return True

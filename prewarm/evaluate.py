@@ -310,7 +310,7 @@ class _Loader:
         self._missed(
             by,
             f"includes {kind} {_short(what)}, which is not in this repository",
-            "let GitLab evaluate it: prewarm scan --project",
+            "let GitLab evaluate it: prewarm scan --project PATH",
         )
 
     def _missed(self, by: str, problem: str, cure: str) -> None:
@@ -678,7 +678,7 @@ class _Resolution:
         return value
 
     def _say(self, job: str, problem: str) -> None:
-        cure = "correct the name, or the include that defines it is missing"
+        cure = "correct the name, or include the file that defines it"
         self._loader.problem(self._loader.name, f"job {_short(job)} {problem}", cure)
 
 

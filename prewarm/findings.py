@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from prewarm.definitions import JobImage
 from prewarm.errors import Problem
 from prewarm.evaluate import Evaluation
 from prewarm.report import iso, problem_json
 from prewarm.usage import UnresolvedImage, UsedImage
+
+_SHOWN: Final = 5
+"""Jobs that one line names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,14 @@ def of_file(evaluation: Evaluation, name: str, finished: float) -> Scan:
     )
     ordered = sorted(images, key=lambda one: (-one.jobs, one.reference, one.via or ""))
     return Scan(tuple(ordered), tuple(left), evaluation.problems, 0, True, finished)
+
+
+def without_image(jobs: Sequence[str]) -> str:
+    """Return in one line that these jobs name no image: a container's is then the runner's own."""
+    rest = f" and {len(jobs) - _SHOWN} more" if len(jobs) > _SHOWN else ""
+    verbs = ("names", "uses") if len(jobs) == 1 else ("name", "use")
+    told = f"{_count(len(jobs), 'job')} {verbs[0]} no image and {verbs[1]} the runner's default"
+    return f"{told}: {', '.join(jobs[:_SHOWN])}{rest}"
 
 
 def document(scan: Scan) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_scan_for_people_is_a_table_and_one_sentence(site: Gitlab, tmp_path: Pat
     assert "$X" in lines[4].partition("open")[2]
     requests = len(site.access)
     assert lines[-1] == f"1 image, 1 name unresolved, {requests} requests to GitLab"
-    assert "reading definitions of 1 projects" in done.stderr
+    assert "reading definitions of 1 project\n" in done.stderr
 
 
 def test_scan_again_reads_from_the_state_what_it_knows(site: Gitlab, tmp_path: Path) -> None:

@@ -226,3 +226,25 @@ def test_gone_makes_the_next_copy_move_the_blob_again(stop: threading.Event) -> 
     with moving.hold(NEAR, "second", ["base"]):
         assert moving.where(NEAR, "base") is None
     assert moving.where(NEAR, "base") == Landing("second", settled=True)
+
+
+def test_placed_tells_in_which_repositories_a_blob_is(stop: threading.Event) -> None:
+    moving = Moving(stop)
+    moving.arrived(NEAR, "base", "first", settled=False)
+    assert not moving.placed(NEAR, "first", "base")
+    moving.place(NEAR, "second", "base")
+    with moving.hold(NEAR, "third", ["own"]):
+        pass
+    assert moving.placed(NEAR, "second", "base")
+    assert moving.placed(NEAR, "third", "own")
+    assert not moving.placed(FAR, "second", "base")
+    moving.gone(NEAR, "base")
+    assert not moving.placed(NEAR, "second", "base")
+
+
+def test_placing_is_one_at_a_time_in_a_repository(stop: threading.Event) -> None:
+    moving = Moving(stop)
+    with moving.placing(NEAR, "first"):
+        assert not moving.placing(NEAR, "first").acquire(blocking=False)
+        assert moving.placing(NEAR, "second").acquire(blocking=False)
+        assert moving.placing(FAR, "first").acquire(blocking=False)
