@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from prewarm.errors import Problem
 from prewarm.settings import DOCKER_HUB, Allowance
+from prewarm.words import duration_words
 
 DEFAULT_WINDOW: Final = 6 * 3600
 """Seconds: Docker Hub's window, taken where none is written or reported."""
@@ -255,9 +256,9 @@ def window_problem(
         "warning",
         "budget-window",
         registry,
-        f"budget.window is written as {written.window}s, but the registry reports a window of "
-        f"{reported.window}s",
-        f"write budget.window: {reported.window}s, or leave the budget out",
+        f"budget.window is written as {duration_words(written.window)}, but the registry reports "
+        f"a window of {duration_words(reported.window)}",
+        f"write budget.window: {duration_words(reported.window)}, or leave the budget out",
     )
 
 

@@ -289,13 +289,13 @@ class Client:
             why = " (it is expired)" if b"expired" in (error.response_body or b"") else ""
             return GitlabRefusal("gitlab-token", text + why, _CURE, status=401, whole=True)
         if status == 403 and "insufficient_scope" in said:
-            text = f"{self.url}: the token lacks the scope read_api"
             post = need == NEED_API
-            if post:
-                text = f"{self.url}: the token lacks the scope api, which this lint needs"
-            return GitlabRefusal("gitlab-rights", text, _CURE, status=403, whole=not post)
+            scope, use = ("api", f", which lint at {path} needs") if post else ("read_api", "")
+            text = f"{self.url}: the token lacks the scope {scope}{use}"
+            cure = f"give a token {NEED_API}, or let traces tell" if post else _CURE
+            return GitlabRefusal("gitlab-rights", text, cure, status=403, whole=not post)
         if status == 403:
-            text = f"{path}: the token may not read it"
+            text = f"{path}: the token may not {'post to' if need == NEED_API else 'read'} it"
             cure = f"give the token's user {need}" if need else "give the token's user the right"
             return GitlabRefusal("gitlab-rights", text, cure, status=403)
         if status == 404:

@@ -13,6 +13,7 @@ from prewarm.errors import Failure, Problem, Severity
 from prewarm.manifest import Manifest
 from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
 from prewarm.platforms import ALL
+from prewarm.words import size_words
 
 UPSTREAM_CODES: Final = frozenset(
     {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
@@ -294,12 +295,3 @@ def iso(at: float | None) -> str | None:
 def when(at: float) -> str:
     """Return a time for people, in UTC as everywhere else."""
     return datetime.fromtimestamp(at, UTC).strftime("%a %d %b %H:%M UTC")
-
-
-def size_words(size: float) -> str:
-    """Return a size for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import signal
+import subprocess
+import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,7 @@ import yaml
 
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, Token, forbidden
-from tests.support.process import Finished, run_prewarm, start_prewarm
+from tests.support.process import Finished, private_env, run_prewarm, start_prewarm
 
 PLAIN = "build:\n  image: golang:1.22\n  script: [make]\n"
 
@@ -102,6 +109,47 @@ def test_scan_for_people_is_a_table_and_one_sentence(site: Gitlab, tmp_path: Pat
     requests = len(site.access)
     assert lines[-1] == f"1 image, 1 name unresolved, {requests} requests to GitLab"
     assert "reading definitions of 1 project\n" in done.stderr
+
+
+def test_scan_on_a_terminal_shows_a_bar_with_counts_and_leaves_none_behind(
+    site: Gitlab, tmp_path: Path
+) -> None:
+    site.latency = 0.02
+    for number in range(30):
+        site.add_job(site.add_project(f"team/app-{number}", PLAIN), "build")
+    shown = on_a_terminal(["--config", str(write(tmp_path, site)), "scan"], tmp_path)
+    counts = re.findall(r"definitions .*?\b([0-9]+)/30", shown)
+    assert len(set(counts)) > 1, shown
+    assert re.search(r"0:00:[0-9]{2}", shown), "no estimate"
+    # The last thing on the screen is the answer; the bar above it was wiped out.
+    assert "golang:1.22" in shown.rpartition("\x1b[2K")[2]
+    assert shown.rstrip().endswith("requests to GitLab")
+    quiet = on_a_terminal(["-q", "--config", str(tmp_path / "images.yml"), "scan"], tmp_path)
+    assert "\x1b[2K" not in quiet
+
+
+def on_a_terminal(args: list[str], folder: Path) -> str:
+    """Run prewarm with a terminal of 100 columns and return all that was drawn on it."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (40, 100))
+    with (
+        os.fdopen(ours, "rb", buffering=0) as screen,
+        subprocess.Popen(
+            [sys.executable, "-m", "prewarm", *args],
+            cwd=folder,
+            env=private_env(folder, {"TERM": "xterm", "NO_COLOR": "1"}),
+            stdin=subprocess.DEVNULL,
+            stdout=its,
+            stderr=its,
+        ) as process,
+    ):
+        os.close(its)
+        drawn = b""
+        with suppress(OSError):  # the other end was closed
+            while piece := screen.read(65536):
+                drawn += piece
+        process.wait(30)
+    return drawn.decode()
 
 
 def test_scan_again_reads_from_the_state_what_it_knows(site: Gitlab, tmp_path: Path) -> None:
@@ -293,3 +341,17 @@ def test_scan_file_that_is_no_yaml_exits_1_with_its_line(tmp_path: Path) -> None
     done = run_prewarm(["scan", "--file", "ci.yml"], tmp_path)
     assert done.returncode == 1
     assert "error: ci.yml:2: is not YAML" in done.stdout
+
+
+def test_scan_file_for_people_leaves_out_what_no_file_can_tell(tmp_path: Path) -> None:
+    (tmp_path / "ci.yml").write_text(
+        PLAIN + "proxied:\n  image: g.io/team/dependency_proxy/containers/redis:7\n  script: [x]\n"
+        "bare:\n  script: [x]\n"
+    )
+    done = run_prewarm(["scan", "--file", "ci.yml"], tmp_path)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["image", "jobs", "source"]
+    assert lines[1] == ["golang:1.22", "1", "definition"]
+    assert lines[2] == ["redis:7", "1", "definition", "(through", "the", "dependency", "proxy)"]
+    assert "1 job names no image and uses the runner's default: bare" in done.stderr
+    assert run_prewarm(["-q", "scan", "--file", "ci.yml"], tmp_path).stderr == ""

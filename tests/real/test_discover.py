@@ -380,6 +380,21 @@ def test_scan_of_auto_devops_posts_its_template(host: Host) -> None:
     assert jobs(host.scan()) == {GOLANG: 1}
 
 
+@pytest.mark.parametrize(("role", "scopes"), [("reporter", ["api"]), ("developer", ["read_api"])])
+def test_scan_of_an_external_definition_without_the_right_to_post_says_which_and_reads_traces(
+    host: Host, role: Role, scopes: list[str]
+) -> None:
+    host.role(role, *scopes)
+    host.site.external["ci.yml@team/ci"] = Lint(PLAIN)
+    project = host.site.add_project("team/app", None, ci_config_path="ci.yml@team/ci:main")
+    host.site.add_job(project, "build", trace=trace_text([(GOLANG, "image")]))
+    found = host.scan()
+    assert jobs(found) == {GOLANG: 1}
+    assert codes(found) == [("definition", "team/app")]
+    assert "the scope api" in str(found.problems[0])
+    assert "Developer" in str(found.problems[0])
+
+
 def file_of(project: Project, path: str, body: str) -> Fault:
     """Let a file of a repository be there, which the stand-in has not."""
     where = f"/api/v4/projects/{project.id}/repository/files/{path}/raw"

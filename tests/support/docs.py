@@ -61,7 +61,7 @@ Results go to stdout, progress and log to stderr; a progress bar is shown only o
 | 2 | wrong usage or configuration, or a state that cannot be used: nothing was done |
 | 3 | a bug of prewarm: please report it with the traceback |
 | 75 | another sync holds the state or one of the mirrors |
-| 130, 143 | interrupted, terminated: what was finished is recorded, the rest stays resumable |
+| 130, 143, 129 | interrupted, terminated, hung up: what was finished is recorded |
 """
 
 

@@ -270,7 +270,7 @@ def test_window_problem_written_other_than_reported_is_one(
     assert (problem is not None) == is_problem
     if problem is not None:
         assert problem.where == "docker.io"
-        assert "21600s" in problem.cure
+        assert "6h" in problem.cure
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from prewarm.report import (
     platforms_of,
     problems_of,
     sentence,
-    size_words,
     summary,
     to_json,
     when,
@@ -408,21 +407,6 @@ def test_iso_is_utc_with_z_and_reads_back(at: float) -> None:
 
 def test_when_is_utc() -> None:
     assert when(NOW) == "Fri 15 Jan 08:00 UTC"
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536 * 1024, "1.5 MiB"),
-        (3 << 30, "3.0 GiB"),
-        (5 << 40, "5120.0 GiB"),
-    ],
-)
-def test_size_words_have_binary_units(size: int, words: str) -> None:
-    assert size_words(size) == words
 
 
 def test_summary_counts_every_step_once() -> None:

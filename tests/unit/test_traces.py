@@ -164,6 +164,24 @@ LINES = {
         'Preparing the "shell" executor\nUsing Shell (bash) executor...\nRunning on host...\n',
         "",
     ),
+    "resumed, since 19.1": (
+        DOCKER + f"Resuming Docker executor...\nUsing docker image {ID} for rust:1 ...\n",
+        "image=rust:1",
+    ),
+    "with credentials": (
+        DOCKER + "Using Docker executor with image rust:1 ...\n"
+        "Authenticating with credentials from $DOCKER_AUTH_CONFIG\n"
+        "Pulling docker image rust:1 ...\n",
+        "image=rust:1",
+    ),
+    "ssh": ('Preparing the "ssh" executor\nUsing SSH executor...\n', ""),
+    "custom": ('Preparing the "custom" executor\nUsing Custom executor...\n', ""),
+    "virtualbox": (
+        'Preparing the "virtualbox" executor\nUsing VirtualBox version 7.0 executor...\n'
+        "Creating new VM...\n",
+        "",
+    ),
+    "instance": ('Preparing the "instance" executor\nPreparing instance...\n', ""),
     "pod events": (
         KUBERNETES
         + "Using Kubernetes executor with image go ...\nPreparing environment\nSubscribing to Kubernetes Pod events...\n"
