@@ -194,12 +194,13 @@ def test_keys_that_wait_are_keys_of_the_file() -> None:
 
 
 def test_readme_example_is_valid(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    example, gitlab = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
     file = tmp_path / "images.yml"
-    file.write_text(example)
+    file.write_text(example + gitlab)
     settings = load(file)
     assert settings.problems == ()
     assert len(settings.pins) == 5
+    assert settings.gitlab is not None
 
 
 def test_readme_lists_every_command_that_is_missing_or_there() -> None:
