@@ -137,11 +137,17 @@ def names_in(text: str) -> frozenset[str]:
     """Return the names of all variables that a text may ask for, in any of the spellings."""
     if len(text) > LONGEST:
         return frozenset()
-    go = {m[1] or m[4] for m in _GO.finditer(text)}
+    asked: set[str] = set()
+
+    def unset(name: str) -> str | None:
+        asked.add(name)
+        return None
+
+    # Twice, as the runner does: `$$X` is `$X` after a pass and asks for X in the next.
+    go_expand(go_expand(text, unset), unset)
     rails = {m[1] or m[2] or m[3] for m in _RAILS.finditer(text)}
-    # `$$X` is `$X` after a pass and asks for X in the next.
-    again = {m[4] for m in _GO.finditer(text.replace("$$", "$"))}
-    return frozenset(name for name in go | rails | again if name)
+    again = {m[1] or m[4] for m in _GO.finditer(text.replace("$$", "$"))}
+    return frozenset(name for name in asked | rails | again if name)
 
 
 def of_project(
