@@ -9,6 +9,7 @@ the values has to take care of that.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,6 +29,7 @@ _NUMBER_MAX: Final = 40
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NO_KEY: Final = object()
 
+_DIVIDER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _TRUE: Final = re.compile(r"yes|true|on", re.IGNORECASE)
 _FALSE: Final = re.compile(r"no|false|off", re.IGNORECASE)
@@ -73,6 +75,9 @@ class File:
 
     documents: tuple[Any, ...]
     notes: tuple[Note, ...]
+    template: str = ""
+    """What stands behind the header, where it is no YAML before its inputs are replaced; lines
+    count as in the file."""
 
 
 def read(data: bytes, *, most: int = BYTES_MAX) -> File:
@@ -100,6 +105,45 @@ def read(data: bytes, *, most: int = BYTES_MAX) -> File:
         line = text.count("\n", 0, error.position) + 1
         raise Unreadable(line, "holds a control character", "take it out") from None
     return File(tuple(builder.documents), tuple(builder.notes))
+
+
+def read_with_header(data: bytes) -> File:
+    """Return `read` of a file; one that is no YAML yet gives its header and a template.
+
+    GitLab replaces inputs in the text behind the header (`spec:`), and only then is it YAML.
+    Raises Unreadable where there is no such header, or no input to replace.
+    """
+    try:
+        return read(data)
+    except Unreadable:
+        if len(data) > BYTES_MAX:
+            raise
+        text = data.decode("utf-8-sig", "replace")
+        marks = list(itertools.islice(_DIVIDER.finditer(text), 3))
+        if marks and not text[: marks[0].start()].strip():
+            del marks[0]
+        if not marks:
+            raise
+        after = marks[1].start() if len(marks) > 1 else len(text)
+        template = text[marks[0].end() : after]
+        header = _header(text[: marks[0].start()])
+        if header is None or "$[[" not in template:
+            raise
+        return File((header,), (), "\n" * text.count("\n", 0, marks[0].end()) + template)
+
+
+def _header(text: str) -> Any:
+    """Return the header that the text holds, None where it is none."""
+    try:
+        documents = read(text.encode("utf-8")).documents
+    except Unreadable:
+        return None
+    return documents[0] if documents and is_header(documents[0]) else None
+
+
+def is_header(document: Any) -> bool:
+    """Whether the document declares inputs, for the one behind it."""
+    return isinstance(document, dict) and "spec" in document
 
 
 def scalar(text: str) -> str | int | float | bool | None:

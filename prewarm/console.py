@@ -183,7 +183,7 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
         _say("  no pin names it")
     uses = told["uses"]
     if uses:
-        where = f", by way of {uses['via']}" if uses["via"] else ""
+        where = _through(uses["via"])
         _say(
             f"  CI: {uses['jobs']} jobs of {uses['projects']} projects, last {uses['last_used']}"
             f"{where}, {uses['pull_failures']} failed to pull it"

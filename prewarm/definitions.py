@@ -27,6 +27,7 @@ from prewarm.expansion import (
     TooLong,
     Variable,
     names_in,
+    slug,
     unknown,
     without_unknown,
 )
@@ -78,6 +79,8 @@ _MACHINE: Final = re.compile(
 Hub's official images, which alone have no `/`, begins so."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PARALLEL_NAME: Final = re.compile(r"(.+?)(?:: \[.*\]| [0-9]+/[0-9]+)", re.DOTALL)
+_ALWAYS: Final = {"CI_TEMPLATE_REGISTRY_HOST": Variable("registry.gitlab.com")}
+"""Predefined variables that are the same on every GitLab."""
 _ELSEWHERE: Final = re.compile(r"(?!CI_|GITLAB_).*", re.DOTALL)
 
 
@@ -109,6 +112,15 @@ class JobImage:
     """Whether the definition alone decides it: no alternatives, and nothing was taken for empty."""
     names: tuple[str, ...] = ()
     """The names in history of the jobs that use it: `test`, `test: [3.12, arm]`, `test 1/3`."""
+    guessed: str = ""
+    """The name before variables that this job leaves undefined were taken for empty
+    (`fam:1-b${HOST}`); empty where none was."""
+
+    @property
+    def guess(self) -> str:
+        """What was guessed, for people."""
+        shown = ", ".join(f"${name}" for name in unknown(self.guessed))
+        return f"holds variables that other jobs set and this one does not ({shown})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +305,7 @@ class _Reading:
         work: Work,
     ) -> None:
         self._merged = merged
-        self._predefined = predefined
+        self._predefined = {**_ALWAYS, **predefined}
         self._overrides = overrides
         self._map = dependency_proxy == "map"
         self._doubts = doubts
@@ -317,7 +329,9 @@ class _Reading:
             if not is_job(name, value):
                 continue
             try:
-                job = self._job(name, value)
+                if not (cells := self._cells(name, value.get("parallel"))):
+                    continue
+                job = self._job(name, value, cells)
                 jobs += (cell.name for cell in job.cells)
                 asked = self._asked(name, value)
                 if not any(one.kind == "image" for one in asked):
@@ -331,8 +345,7 @@ class _Reading:
                 break
         return Definition(tuple(images), tuple(jobs), tuple(bare), tuple(self._problems))
 
-    def _job(self, name: str, value: Mapping[str, Any]) -> _Job:
-        cells = self._cells(name, value.get("parallel"))
+    def _job(self, name: str, value: Mapping[str, Any], cells: tuple[_Cell, ...]) -> _Job:
         self._work(20 + len(cells) * (20 + 4 * len(cells[0].variables)))
         workflow, global_ = self._workflow, self._globals
         if (inherited := _inherited(value, "variables")) is not None:
@@ -351,7 +364,7 @@ class _Reading:
         )
 
     def _cells(self, name: str, parallel: Any) -> tuple[_Cell, ...]:
-        """Return the jobs that `parallel:` makes of this one."""
+        """Return the jobs that `parallel:` makes of this one; none where GitLab refuses them."""
         if isinstance(parallel, dict):
             rows = list(itertools.islice(_rows(parallel.get("matrix")), PARALLEL_MAX + 1))
         elif isinstance(parallel, int) and not isinstance(parallel, bool) and parallel > 1:
@@ -359,14 +372,15 @@ class _Reading:
         else:
             rows = []
         if len(rows) > PARALLEL_MAX:
-            self._problem(name, f"is to run more than {PARALLEL_MAX} times in parallel")
-            rows = rows[:PARALLEL_MAX] if isinstance(parallel, dict) else []
+            problem = f"is to run more than {PARALLEL_MAX} times in parallel: GitLab refuses it"
+            self._problem(name, problem, "split the job, or shorten its matrix")
+            return ()
         cells = []
         for index, row in enumerate(rows, 1):
             full = f"{name}: [{', '.join(row.values())}]" if row else f"{name} {index}/{len(rows)}"
             counted = {"CI_NODE_INDEX": str(index), "CI_NODE_TOTAL": str(len(rows))}
-            cells.append(_Cell(full, _plain(row), _plain(counted | {"CI_JOB_NAME": full})))
-        return tuple(cells) or (_Cell(name, {}, _plain({"CI_JOB_NAME": name})),)
+            cells.append(_Cell(full, _plain(row), _plain(counted | _called(full))))
+        return tuple(cells) or (_Cell(name, {}, _plain(_called(name))),)
 
     def _asked(self, name: str, job: Mapping[str, Any]) -> list[_Asked]:
         """Return the names that the job gives or inherits, as written."""
@@ -411,14 +425,14 @@ class _Reading:
 
     def _images(self, job: _Job, asked: _Asked) -> list[JobImage]:
         """Return what the name becomes in each of the job's alternatives, equal ones joined."""
-        names = self._reach(job, asked)
+        names, length = self._reach(job, asked)
         found: dict[JobImage, list[str]] = {}
         for cells in _grouped(job.cells, names):
             cell = cells[0]
             for rule, flow in itertools.product(
                 _restricted(job.rules, names), _restricted(job.workflow, names)
             ):
-                self._work(40 + 5 * len(names))
+                self._work(40 + 5 * len(names) + length)
                 layers = (
                     self._overrides,
                     rule,
@@ -444,19 +458,28 @@ class _Reading:
             for image, users in found.items()
         ]
 
-    def _reach(self, job: _Job, asked: _Asked) -> frozenset[str]:
-        """Return the names of all variables that can have a say in the name."""
+    def _reach(self, job: _Job, asked: _Asked) -> tuple[frozenset[str], int]:
+        """Return the names of all variables that can have a say in the name.
+
+        And the characters that there may be to expand: of it and of their longest values.
+        """
         layers = (*job.layers(), self._overrides)
         reached: set[str] = set()
+        length = _length(asked.text)
+        self._work(length)
         todo = set(names_in(asked.text) | names_in(asked.platform))
         while todo and len(reached) < _REACH_MAX:
             name = todo.pop()
             reached.add(name)
             self._work(10 + len(layers) // 5)
+            longest = 0
             for layer in layers:
                 if (variable := layer.get(name)) is not None:
                     todo |= names_in(variable.value) - reached
-        return frozenset(reached)
+                    longest = max(longest, _length(variable.value))
+            self._work(longest)
+            length += longest
+        return frozenset(reached), length
 
     def _resolve(self, job: str, asked: _Asked, scope: Scope) -> JobImage:
         """Return what the name is with these variables."""
@@ -472,8 +495,9 @@ class _Reading:
         image = JobImage(job, asked.kind, _shown(text), None, None, _platform(asked, scope))
         left = unknown(text)
         if left and self._may_be_empty(text, left):
+            image = replace(image, guessed=image.text, certain=False)
             text, left = without_unknown(text), ()
-            image = replace(image, text=_shown(text), certain=False)
+            image = replace(image, text=_shown(text))
         if (doubt := self._doubts.get((job, asked.kind))) is not None:
             if doubt:
                 return replace(image, unresolved=doubt, certain=False)
@@ -481,6 +505,9 @@ class _Reading:
         if not text:
             return replace(image, text=_shown(asked.text), unresolved="is empty")
         if "$" in text:
+            if _PROXY_VARIABLE.match(text) and len(left) == 1:
+                why = f"is behind GitLab's dependency proxy, which only a server knows (${left[0]})"
+                return replace(image, unresolved=why, via="dependency-proxy")
             via = "dependency-proxy" if _PROXY_VARIABLE.match(text) else None
             return replace(image, unresolved=_why_open(text, left, scope), via=via)
         return self._named_image(image, text)
@@ -537,8 +564,18 @@ class _Reading:
         return self._rules_of[id(value)]
 
 
+def _length(text: str) -> int:
+    """Return the characters that expansion reads of a text: none of one that is too long."""
+    return len(text) if len(text) <= LONGEST else 0
+
+
 def _plain(values: Mapping[str, str]) -> dict[str, Variable]:
     return {name: Variable(value) for name, value in values.items()}
+
+
+def _called(name: str) -> dict[str, str]:
+    """Return the predefined variables that follow from a job's name."""
+    return {"CI_JOB_NAME": name, "CI_JOB_NAME_SLUG": slug(name)}
 
 
 def _rows(matrix: Any) -> Iterator[dict[str, str]]:
@@ -691,6 +728,6 @@ def _why_open(text: str, left: Sequence[str], scope: Scope) -> str:
 def _shown(text: str) -> str:
     """Return the text fit for people: one line, not endless, without a URL's password."""
     if "@" in text:
-        text = re.sub(r"(://[^/@\s]*:)[^/@\s]*@", r"\1***@", text)
+        text = re.sub(r"(://[^/@\s:]*:)[^/@\s]*@", r"\1***@", text)  # linear: one `:` is the end
     text = _CONTROL.sub("\ufffd", text)
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 1] + "…"

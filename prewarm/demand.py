@@ -151,9 +151,11 @@ def uncovered(demand: Iterable[Want], used: Iterable[UsedImage]) -> dict[Platfor
         if platforms is None or use.via is not None:
             continue
         total += use.jobs
-        if platforms != ALL:
-            for platform in set(_architectures(use)) - set(platforms):
-                lacking[platform] += use.jobs
+        for text, jobs in use.jobs_on or ((str(DEFAULT[0]), use.jobs),):
+            with suppress(ValueError):
+                platform = parse_platform(text)
+                if platforms != ALL and platform not in platforms:
+                    lacking[platform] += jobs
     return {platform: jobs / total for platform, jobs in lacking.items() if jobs}
 
 

@@ -26,8 +26,16 @@ from prewarm.gitlab_client import (
     group_path,
     project_path,
 )
-from prewarm.history import DAY, NAMES_MAX, NEVER, Mark, Tally, excludes, is_id
-from prewarm.jobs import KEYSET, REPORTER, find_runners, read_project, read_runners
+from prewarm.history import DAY, NAMES_MAX, NEVER, Mark, Runner, Tally, excludes, is_id
+from prewarm.jobs import (
+    KEYSET,
+    REPORTER,
+    Tags,
+    find_runners,
+    read_project,
+    read_runners,
+    tells_all,
+)
 from prewarm.ledger import Ledger
 from prewarm.naming import Namer, Project
 from prewarm.runnerlogs import LogReader, Use
@@ -39,6 +47,9 @@ KEPT: Final = 28 * DAY
 """Seconds that uses are remembered at least, for the forecast."""
 _LATE: Final = 600.0
 """Seconds after a runner's log line within which history may not show the job yet."""
+
+_SAMPLE: Final = 12
+"""Projects that are asked whether the runners tell of all their jobs."""
 
 _In = TypeVar("_In")
 
@@ -134,6 +145,10 @@ class _Scan:
         self._names_before: dict[int, frozenset[str]] = {}
         self._new_names: dict[int, frozenset[str]] = {}
         self._denied = 0
+        self._active: dict[int, str] = {}
+        """When something happened in a project, as GitLab writes it."""
+        self._parts = ledger.parts()
+        self._tags = Tags(client, self._report)
         self._lock = threading.Lock()
 
     def run(self, only: str | None) -> Scan:
@@ -297,6 +312,7 @@ class _Scan:
                 self._hidden.add(project.id)
             else:
                 found[project.id] = project
+                self._active[project.id] = str(fields.get("last_activity_at") or "")
         return found
 
     def _excludes(self, path: str) -> bool:
@@ -343,23 +359,13 @@ class _Scan:
             number: frozenset(one.job for one in ran)
             for number, ran in self._ledger.ran_jobs(0.0).items()
         }
-        left: Collection[int] = list(projects)
-        runners = find_runners(self._client, self._settings, len(projects))
-        if runners:
-            new = [number for number in projects if marks[number] == NEVER]
-            # A few new projects are asked by themselves, lest every runner is read all through.
-            apart = set(new) if len(new) <= max(20, len(projects) // 20) else set()
-            together = [number for number in projects if number not in apart] or list(projects)
-            tally = self._tally(together, marks, projects)
-            self._progress.phase("jobs", None)
-            if read_runners(self._client, tally, runners):
-                self._save(tally, projects)
-                left = [number for number in projects if number not in set(together)]
+        together = self._read_together(projects, marks)
+        left = [number for number in projects if number not in together]
 
         def read(project: Project) -> None:
             tally = self._tally([project.id], marks, projects)
             try:
-                read_project(self._client, tally, project.id)
+                read_project(self._client, tally, project.id, self._tags)
             except GitlabRefusal as refusal:
                 with self._lock:
                     self._denied += refusal.status == 403
@@ -376,6 +382,39 @@ class _Scan:
                 whole=True,
             )
 
+    def _read_together(
+        self, projects: Mapping[int, Project], marks: Mapping[int, Mark]
+    ) -> Collection[int]:
+        """Count the new jobs of all projects but a few new ones; return those that are done."""
+        fleet = find_runners(self._client, self._settings, len(projects), self._since)
+        if fleet is None or not fleet.runners:
+            return ()
+        new = [number for number in projects if marks[number] == NEVER]
+        # A few new projects are asked by themselves, lest every runner is read all through.
+        apart = set(new) if len(new) <= max(20, len(projects) // 20) else set()
+        together = {number for number in projects if number not in apart} or set(projects)
+        tally = self._tally(together, marks, projects)
+        self._progress.phase("jobs", None)
+        if not tells_all(self._client, tally, fleet, self._sample(together)):
+            return ()
+
+        def done(runner: Runner) -> None:
+            self._save_part(tally, runner.id, projects)
+
+        if not read_runners(self._client, tally, fleet.runners, done):
+            return ()
+        self._save(tally, projects)
+        self._ledger.forget_parts()
+        return together
+
+    def _sample(self, numbers: Collection[int]) -> list[int]:
+        """Choose the projects in which most happens, and others that change from day to day."""
+        ordered = sorted(numbers, key=lambda number: (self._active.get(number, ""), number))
+        ordered.reverse()
+        first, rest = ordered[: _SAMPLE // 2], ordered[_SAMPLE // 2 :]
+        step = max(1, len(rest) // (_SAMPLE // 2))
+        return first + rest[int(self._now // DAY) % step :: step][: _SAMPLE // 2]
+
     def _tally(
         self, numbers: Collection[int], marks: Mapping[int, Mark], projects: Mapping[int, Project]
     ) -> Tally:
@@ -385,6 +424,7 @@ class _Scan:
             {number: marks[number] for number in numbers},
             {number: projects[number].branch for number in numbers},
             self._settings.runners,
+            self._parts,
             self._logged.keys(),
             self._last.running if self._last else frozenset(),
         )
@@ -396,13 +436,28 @@ class _Scan:
         self._ledger.add_history(tally.counts, tally.marks_after(read), tally.heads, paths)
         with self._lock:
             self._running |= tally.running
-            for number in read:
-                before = self._names_before.get(number, frozenset())
-                self._new_names[number] = tally.names(number) - before
+            self._add_names(tally, read)
         for number in tally.crowded:
             text = f"runs jobs of more than {NAMES_MAX} names; those beyond do not count"
             cure = "see what makes up the names of its jobs"
             self._report(paths[number], PrewarmError("crowded", text, cure))
+
+    def _save_part(self, tally: Tally, runner: int, projects: Mapping[int, Project]) -> None:
+        """Write down the history of one runner, all of whose jobs have now been read."""
+        counts, marks = tally.take_part(runner)
+        met = {key.project for key in counts}
+        paths = {number: projects[number].path for number in met}
+        before = {number: tally.marks[number] for number in met}
+        self._ledger.add_part(runner, marks, counts, before, tally.heads, paths)
+        with self._lock:
+            self._running |= tally.running
+            self._parts[runner] = self._parts.get(runner, {}) | marks
+            self._add_names(tally, met)
+
+    def _add_names(self, tally: Tally, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            new = tally.names(number) - self._names_before.get(number, frozenset())
+            self._new_names[number] = self._new_names.get(number, frozenset()) | new
 
     # --- definitions and traces ---
 

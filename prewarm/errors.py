@@ -96,7 +96,7 @@ class Problem:
 
     def __str__(self) -> str:
         told = self.problem
-        if not told.startswith((f"{self.where}: ", f"{self.where}/")):
+        if not told.startswith((f"{self.where}: ", f"{self.where}/", f"{self.where} ")):
             told = f"{self.where}: {told}"
         return f"{told}; {self.cure}" if self.cure else told
 

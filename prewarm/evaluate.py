@@ -12,6 +12,8 @@ A definition is hostile text: the work is bounded, whatever the files are.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -52,7 +54,7 @@ _PROBLEMS_MAX: Final = 200
 _WORK_MAX: Final = 5_000_000
 """Steps for all states of a definition together; some seconds."""
 
-_INPUT: Final = re.compile(r"\$\[\[\s*inputs\.([A-Za-z0-9_-]+)\s*((?:\|[^|\]]*)*)\]\]")
+_INPUT: Final = re.compile(r"\$\[\[\s*inputs\.([A-Za-z0-9_-]+)\s*((?:\|[^|\]$]*)*)\]\]")
 _TRUNCATE: Final = re.compile(r"truncate\(\s*([0-9]{1,6})\s*,\s*([0-9]{1,6})\s*\)")
 _ABSENT: Final = object()
 _KINDS: Final[tuple[tuple[str, Kind], ...]] = (("image", "image"), ("services", "service"))
@@ -196,7 +198,7 @@ class _Loader:
     def _parse(self, name: str, data: bytes, severity: Severity = "warning") -> ciyaml.File | None:
         self._bytes += len(data)
         try:
-            file = ciyaml.read(data)
+            file = ciyaml.read_with_header(data)
         except ciyaml.Unreadable as error:
             where = f"{name}:{error.line}"
             self.problem(where, error.problem, error.cure, severity=severity)
@@ -231,15 +233,33 @@ class _Loader:
         if not documents:
             return None
         header = documents[0]
-        if not (len(documents) > 1 and isinstance(header, dict) and "spec" in header):
+        if not ((len(documents) > 1 or file.template) and ciyaml.is_header(header)):
             self.work.spend(len(header) if isinstance(header, dict) else 1)
             return header
         spec = header["spec"]
         declared = spec.get("inputs") if isinstance(spec, dict) else None
         inputs, missing = _inputs(declared, given)
         for one in missing:
-            self.problem(name, f"needs the input {one!r}, which has no default", "give it a value")
-        return _Interpolation(inputs, self.work).value(documents[1])
+            self.problem(
+                name, f"needs the input {_short(one)}, which has no default", "give it a value"
+            )
+        for problem, cure in _refused(declared, given, inputs):
+            self.problem(name, f"{problem}: GitLab refuses it", cure)
+        interpolation = _Interpolation(inputs, self.work)
+        if not file.template:
+            return interpolation.value(documents[1])
+        return self._templated(interpolation.template(file.template), name)
+
+    def _templated(self, text: str, name: str) -> Any:
+        """Return what the text means whose inputs were replaced before it was YAML."""
+        if self._bytes > _BYTES_MAX:
+            self._stop(name)
+            return None
+        parsed = self._parse(name, text.encode("utf-8", "replace"))
+        if parsed is None:
+            self.incomplete = True
+            return None
+        return parsed.documents[0] if parsed.documents else None
 
     def _include(self, item: Any, by: str, above: tuple[str, ...]) -> Iterator[_Node]:
         """Yield the files that one entry of `include:` means."""
@@ -349,6 +369,24 @@ def _inputs(declared: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], li
     return values, missing
 
 
+def _refused(
+    declared: Any, given: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield problem and cure for inputs with which GitLab includes nothing."""
+    known = declared if isinstance(declared, dict) else {}
+    for name in given:
+        if name not in known:
+            shown = ", ".join(_short(one) for one in itertools.islice(known, 10)) or "none"
+            yield f"has no input {_short(name)}", f"give those that it declares ({shown})"
+    for name, value in inputs.items():
+        spec = known[name]
+        options = spec.get("options") if isinstance(spec, dict) else None
+        text = text_of(value)
+        # Lists and mappings are not compared: their aliases can make that endless.
+        if isinstance(options, list) and text not in {None, *map(text_of, options[:_FILES_MAX])}:
+            yield f"has the input {_short(name)} as {_short(text or '')}", "give one of its options"
+
+
 class _Interpolation:
     """Replaces `$[[ inputs.x ]]` in keys and values; what is unknown keeps its spelling."""
 
@@ -374,6 +412,34 @@ class _Interpolation:
             new = [self.value(item, depth + 1) for item in value]
         self._done[id(value)] = (value, new)
         return new
+
+    def template(self, text: str) -> str:
+        """Return a text that is to be YAML, as GitLab makes it: a text as it is, the rest as JSON.
+
+        What is unknown keeps its spelling.
+        """
+        parts: list[str] = []
+        length = end = 0
+        for match in _INPUT.finditer(text):
+            value = self._written(match)
+            parts += (text[end : match.start()], value)
+            length += len(parts[-1]) + len(parts[-2])
+            self._work.spend(10 + len(value) // 100)
+            if length > ciyaml.BYTES_MAX:
+                break
+            end = match.end()
+        return "".join((*parts, text[end:]))
+
+    def _written(self, match: re.Match[str]) -> str:
+        value = self._inputs.get(match[1], _ABSENT)
+        text: str | None
+        if match[2].strip():
+            text = self._filtered(match[1], match[2])
+        elif isinstance(value, str):
+            text = value
+        else:
+            text = _json(value, self._work)
+        return match[0] if text is None else text
 
     def _key(self, key: str) -> str:
         return (text_of(self._text(key)) or key) if "$[[" in key else key
@@ -402,6 +468,22 @@ class _Interpolation:
             elif written.strip() not in ("expand_vars", "posix_escape"):
                 return None
         return value
+
+
+def _json(value: Any, work: Work) -> str | None:
+    """Return an input as JSON; None for one that has no such form or grows too long by aliases."""
+    length = 0
+    parts: list[str] = []
+    try:
+        for part in json.JSONEncoder(ensure_ascii=False, check_circular=False).iterencode(value):
+            work.spend(1)
+            length += len(part)
+            if length > _TEXT_MAX:
+                return None
+            parts.append(part)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return "".join(parts)
 
 
 # States and their union
@@ -518,7 +600,7 @@ def _joined(found: Iterable[Definition]) -> Definition:
             if (known := images.get(key)) is not None:
                 names = tuple(dict.fromkeys((*known.names, *image.names)))
                 # A state that decides what another leaves open is the better witness.
-                first = known if known.reference is not None else image
+                first = min(known, image, key=lambda one: (one.reference is None, one.guessed))
                 image = replace(first, names=names, certain=known.certain and image.certain)
             images[key] = image
         for job, seen in texts.items():

@@ -10,7 +10,7 @@ name that was guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -22,6 +22,9 @@ _DEEPEST: Final = 100
 """Variables in variables; what lies deeper counts as unknown."""
 
 _GO: Final = re.compile(r"\$(?:\{([^}]*)\}|(\{)|([*#$@!?0-9-])|([A-Za-z_][A-Za-z0-9_]*))", re.ASCII)
+"""To be searched by `_matches` only: `${` without end, many times, takes quadratic time."""
+_GO_OPEN: Final = re.compile(r"\$(?:(\{\})|(\{)|([*#$@!?0-9-])|([A-Za-z_][A-Za-z0-9_]*))", re.ASCII)
+"""The same, with the same groups, where no `}` follows (so that the first never matches)."""
 _RAILS: Final = re.compile(
     r"\$\$|%%|\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}|%([A-Za-z_]\w*)%", re.ASCII
 )
@@ -119,12 +122,12 @@ def go_expand(text: str, lookup: Lookup) -> str:
             return "$"
         return "" if name in _SPECIAL else lookup(name)
 
-    return _replace(_GO, text, replaced)
+    return _replace(_matches, text, replaced)
 
 
 def unknown(text: str) -> tuple[str, ...]:
     """Return the names of the variables that are left in an expanded text, each once."""
-    return tuple(dict.fromkeys(m[1] or m[4] for m in _GO.finditer(text) if m[1] or m[4]))
+    return tuple(dict.fromkeys(m[1] or m[4] for m in _matches(text) if m[1] or m[4]))
 
 
 def without_unknown(text: str) -> str:
@@ -146,7 +149,7 @@ def names_in(text: str) -> frozenset[str]:
     # Twice, as the runner does: `$$X` is `$X` after a pass and asks for X in the next.
     go_expand(go_expand(text, unset), unset)
     rails = {m[1] or m[2] or m[3] for m in _RAILS.finditer(text)}
-    again = {m[1] or m[4] for m in _GO.finditer(text.replace("$$", "$"))}
+    again = {m[1] or m[4] for m in _matches(text.replace("$$", "$"))}
     return frozenset(name for name in asked | rails | again if name)
 
 
@@ -212,16 +215,34 @@ def _rails_expand(text: str, lookup: Lookup) -> str:
         name = match[1] or match[2] or match[3]
         return lookup(name) if name else None
 
-    return _replace(_RAILS, text, replaced)
+    return _replace(_RAILS.finditer, text, replaced)
+
+
+def _matches(text: str) -> Iterator[re.Match[str]]:
+    """Yield what the runner replaces in the text, in linear time.
+
+    Up to the last `}` every `${` has an end, and what is read to find it is not read again; after
+    it none has one, and nothing is read to find it.
+    """
+    last = text.rfind("}") + 1
+    yield from _GO.finditer(text, 0, last)
+    yield from _GO_OPEN.finditer(text, last)
 
 
 def _replace(
-    pattern: re.Pattern[str], text: str, replaced: Callable[[re.Match[str]], str | None]
+    matches: Callable[[str], Iterable[re.Match[str]]],
+    text: str,
+    replaced: Callable[[re.Match[str]], str | None],
 ) -> str:
-    """Return the text with its matches replaced; None keeps one as it is. Raises TooLong early."""
+    """Return the text with its matches replaced; None keeps one as it is.
+
+    Raises TooLong, for a text that is too long already before anything is matched.
+    """
+    if len(text) > LONGEST:
+        raise TooLong
     parts: list[str] = []
     length = end = 0
-    for match in pattern.finditer(text):
+    for match in matches(text):
         new = replaced(match)
         parts += (text[end : match.start()], match[0] if new is None else new)
         length += len(parts[-1]) + len(parts[-2])

@@ -55,8 +55,16 @@ def of_file(evaluation: Evaluation, name: str, finished: float) -> Scan:
         for (reference, via), mine in found.items()
     ]
     left = dict.fromkeys(
-        UnresolvedImage(name, image.job, image.kind, image.text, image.unresolved or "", 1)
-        for image in evaluation.unresolved
+        UnresolvedImage(
+            name,
+            image.job,
+            image.kind,
+            image.text if image.reference is None else image.guessed,
+            image.unresolved or image.guess,
+            1,
+        )
+        for image in evaluation.images
+        if image.reference is None or image.guessed
     )
     ordered = sorted(images, key=lambda one: (-one.jobs, one.reference, one.via or ""))
     return Scan(tuple(ordered), tuple(left), evaluation.problems, 0, True, finished)

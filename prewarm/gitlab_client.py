@@ -192,7 +192,8 @@ class Client:
     def pages(self, path: str, *, need: str = "", **query: object) -> Iterator[list[Any]]:
         """Yield the pages of a list, asked for one by one: stop early and the rest is not asked.
 
-        Only the query of a `Link` is believed, never its host.
+        Only the query of a `Link` is believed, never its host; where a proxy has dropped it,
+        `X-Next-Page` tells.
         """
         asked: dict[str, object] = {"per_page": 100, **query}
         for _ in range(_PAGES_MAX):
@@ -201,13 +202,12 @@ class Client:
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise _rubbish(path)
             yield rows
-            link = response.links.get("next", {}).get("url")
-            following = dict(parse_qsl(urlsplit(link).query)) if link else None
+            following = _following(response, asked)
             if not rows or following is None:
                 return
             if following == asked:
                 raise _rubbish(path)
-            asked = dict(following)
+            asked = following
 
     def head(self, path: str, length: int, *, need: str = "", **query: object) -> bytes:
         """Return the first bytes of an answer; the rest is not downloaded."""
@@ -436,6 +436,16 @@ class _Session(requests.Session):
         if _origin(request.url or "") != self._origin:
             request.headers.pop("PRIVATE-TOKEN", None)
         return super().send(request, **options)
+
+
+def _following(
+    response: requests.Response, asked: Mapping[str, object]
+) -> dict[str, object] | None:
+    """Return the query of the page after this one; None where this is the last."""
+    if link := response.links.get("next", {}).get("url"):
+        return dict(parse_qsl(urlsplit(link).query))
+    number = response.headers.get("X-Next-Page", "").strip()
+    return {**asked, "page": number} if number.isascii() and number.isdigit() else None
 
 
 def _asked_to_wait(headers: Mapping[str, str], otherwise: float) -> float:

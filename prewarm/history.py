@@ -19,7 +19,12 @@ from prewarm.settings import Runners
 
 DAY: Final = 86400
 OVERLAP: Final = 6 * 3600
-"""Seconds below a mark that are read again: jobs may wait so long for a runner or a person."""
+"""Seconds below a mark that are read again: jobs may wait so long for a runner or a person.
+
+One that a person starts later than that after its pipeline began is never counted, unless the whole
+history is read for the first time: GitLab lists jobs by age alone, and asking for each that waits
+would cost a request for every manual job that nobody starts.
+"""
 NAMES_MAX: Final = 2000
 """Names of jobs that are told apart in one project and scan; names may be made up by a script."""
 RUNNING_MAX: Final = 20_000
@@ -116,7 +121,7 @@ def read_job(
     `project` and `runner` are what the list itself is of, where the entries do not repeat it.
     """
     number, name = fields.get("id"), fields.get("name")
-    created = _time(fields.get("created_at"))
+    created = time_of(fields.get("created_at"))
     owner = project if project is not None else as_map(fields.get("project")).get("id")
     if not (is_id(number) and is_id(owner) and isinstance(name, str) and name and created):
         return None
@@ -127,7 +132,7 @@ def read_job(
         owner,
         plain(name),
         created,
-        _time(fields.get("started_at")),
+        time_of(fields.get("started_at")),
         fields.get("status") == "running",
         fields.get("failure_reason") == _PULL_FAILURE,
         str(fields.get("ref") or ""),
@@ -184,6 +189,8 @@ class Tally:
     branches: Mapping[int, str | None] = field(default_factory=dict)
     """Their default branches."""
     wanted: Runners = Runners()  # noqa: RUF009 - frozen
+    parts: Mapping[int, Mapping[int, Mark]] = field(default_factory=dict)
+    """Marks by runner and project, where a scan ended before it had read all runners."""
     logged: Collection[int] = frozenset()
     """Jobs whose images a runner's log told: their runs are counted there."""
     were_running: Collection[int] = frozenset()
@@ -191,7 +198,8 @@ class Tally:
     counts: dict[Key, Count] = field(default_factory=dict)
     heads: dict[int, tuple[int, str]] = field(default_factory=dict)
     """The newest job on each default branch, and its commit."""
-    highest: dict[int, int] = field(default_factory=dict)
+    highest: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The highest job id counted, by project and runner."""
     running: set[int] = field(default_factory=set)
     crowded: set[int] = field(default_factory=set)
     """Projects with too many names of jobs."""
@@ -199,23 +207,41 @@ class Tally:
     """Jobs of other projects that were read in vain."""
     _names: dict[int, dict[str, str]] = field(default_factory=dict)
 
-    def floor(self, projects: Iterable[int]) -> float:
-        """Return the time of creation below which no job can count; each has to be read so far."""
-        read = min((self.marks[project].read for project in projects), default=0.0)
+    def floor(self, projects: Iterable[int], runner: int = 0) -> float:
+        """Return the time of creation below which no job can count; each has to be read so far.
+
+        With a runner: no job that it ran.
+        """
+        part = self.parts.get(runner, {})
+        marks = ((self.marks[project], part.get(project, NEVER)) for project in projects)
+        read = min((max(mark.read, other.read) for mark, other in marks), default=0.0)
         return max(self.since, read) - OVERLAP
+
+    def is_new(self, job: Job) -> bool:
+        """Whether the job ran in the window and no scan has counted it."""
+        return self._in_window(job) and not self._is_known(job)
+
+    def _in_window(self, job: Job) -> bool:
+        return job.started is not None and self.since <= job.started <= self.until
+
+    def _is_known(self, job: Job) -> bool:
+        marks = (
+            self.marks.get(job.project, NEVER),
+            self.parts.get(job.runner, {}).get(job.project, NEVER),
+        )
+        return any(job.id <= mark.job and (job.started or 0) <= mark.read for mark in marks)
 
     def take(self, job: Job) -> None:
         """Count the job, if it ran, is wanted and has not been counted yet."""
-        mark = self.marks.get(job.project)
-        if mark is None:
+        if job.project not in self.marks:
             self.foreign += 1
             return
         if job.ref and job.ref == self.branches.get(job.project) and job.sha:
             self.heads[job.project] = max(self.heads.get(job.project, (0, "")), (job.id, job.sha))
         started = job.started
-        if started is None or not self.since <= started <= self.until:
+        if started is None or not self._in_window(job):
             return
-        known = job.id <= mark.job and started <= mark.read
+        known = self._is_known(job)
         if known and job.id not in self.were_running:
             return
         if not counts(job, self.wanted):
@@ -224,7 +250,8 @@ class Tally:
             self.running.add(job.id)
         runs = 0 if known or job.id in self.logged else 1
         self._count(job, started, runs)
-        self.highest[job.project] = max(self.highest.get(job.project, 0), job.id)
+        place = job.project, job.runner
+        self.highest[place] = max(self.highest.get(place, 0), job.id)
 
     def _count(self, job: Job, started: float, runs: int) -> None:
         if not runs and not job.pull_failed:
@@ -245,13 +272,32 @@ class Tally:
 
     def marks_after(self, projects: Iterable[int]) -> dict[int, Mark]:
         """Return the marks of projects whose history has now been read."""
+        highest: dict[int, int] = {}
+        for (project, _), number in self.highest.items():
+            highest[project] = max(highest.get(project, 0), number)
+        for part in self.parts.values():
+            for project, mark in part.items():
+                highest[project] = max(highest.get(project, 0), mark.job)
         return {
             project: Mark(
-                max(self.marks[project].job, self.highest.get(project, 0)),
+                max(self.marks[project].job, highest.get(project, 0)),
                 max(self.marks[project].read, self.until),
             )
             for project in projects
         }
+
+    def take_part(self, runner: int) -> tuple[dict[Key, Count], dict[int, Mark]]:
+        """Take out the counts of a runner whose jobs have now been read, and return its marks."""
+        keys = [key for key in self.counts if key.runner == runner]
+        before = self.parts.get(runner, {})
+        marks = {
+            project: Mark(
+                max(before.get(project, NEVER).job, self.highest.get((project, runner), 0)),
+                max(before.get(project, NEVER).read, self.until),
+            )
+            for project in self.marks
+        }
+        return {key: self.counts.pop(key) for key in keys}, marks
 
     def names(self, project: int) -> frozenset[str]:
         """Return the names of the jobs that were counted for a project."""
@@ -287,7 +333,8 @@ def as_map(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _time(value: object) -> float | None:
+def time_of(value: object) -> float | None:
+    """Return a time from GitLab's JSON in epoch seconds, None where it is none."""
     if not isinstance(value, str):
         return None
     try:

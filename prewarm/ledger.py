@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, TypeVar
 from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.manifest import Descriptor, Manifest
-from prewarm.uses import SCHEMA, Uses
+from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
 
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
@@ -98,6 +98,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 checked DOUBLE PRECISION NOT NULL, PRIMARY KEY (registry, repository))""",
         ),
     ),
+    (5, SCHEMA_PARTS),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 

@@ -201,6 +201,10 @@ class Namer:
         owner, path, ref = _file_of(project)
         if not path:
             return _Read(None, (problem,), settled)
+        if _leads_out(path) or (isinstance(owner, str) and _leads_out(owner)):
+            dots = "the path of its CI file has . or .. in it"
+            cure = "correct the path in the project's settings for CI/CD"
+            return _Read(None, (problem, self._told(project, dots, cure)), settled)
         source = _Files(self._client, owner, ref)
         try:
             data = source.read(path, ciyaml.BYTES_MAX)
@@ -312,6 +316,8 @@ class _Files:
 
     def read(self, path: str, most: int) -> bytes:
         """Return the file, at most one byte more than so many; raises Unavailable."""
+        if _leads_out(path):
+            raise Unavailable("has . or .. in its path", "write it from the repository's root")
         if self._left <= 0:
             raise Unavailable(f"is beyond the {_FILES_MAX} files read", "let GitLab lint it")
         self._left -= 1
@@ -339,6 +345,11 @@ def _include(config_path: str) -> dict[str, str] | None:
         return None
     project, colon, ref = project.partition(":")
     return {"project": project, "file": path} | ({"ref": ref} if colon else {})
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path has segments that a URL does not keep; a CI author wrote it."""
+    return any(part in (".", "..") for part in path.split("/"))
 
 
 def _file_of(project: Project) -> tuple[int | str, str, str]:

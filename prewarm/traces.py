@@ -10,7 +10,8 @@ counts as said by the runner:
   section `prepare_executor`; runners that have no such section, or a text that lost its marks, are
   believed from the start up to `Running on …`. Between there and the first `get_sources` only a
   failed pull and a pod's events count: Kubernetes pulls there. A section that opens again later is
-  a script's forgery.
+  a forgery. So is a mark within a line, unless it is glued to the end of another section; and a
+  line with a time before it is the log of a service that did not start.
 
 What build tools print is read from the rest, and marked as of lower trust. Of a line only the
 image's name is kept.
@@ -81,6 +82,8 @@ def read(head: bytes | str) -> Trace:
             if stream == _SCRIPT:
                 found.tool_line(_COLOUR.sub("", line).strip())
             continue
+        if not stamped and (stream is not None or _TIME.match(line)):
+            continue
         for piece, belief in zone.pieces(line):
             if stamped:
                 belief = _Belief.NOTHING if stream is None else _Belief.ALL
@@ -96,6 +99,7 @@ def read(head: bytes | str) -> Trace:
 _EXECUTOR: Final = "00"
 _SCRIPT: Final = "01"
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z ([0-9a-f]{2})([OE])([ +])")
+_TIME = re.compile(r"\s{0,8}\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
 # The escape itself is often lost where a trace was copied from a page or a mail.
 _COLOUR = re.compile(r"(?:\x1b|=1B)\[[0-9;]{0,16}[A-Za-z]|\[(?:0K|0;m|[0-9]{1,2};[0-9]{1,2}m)")
 
@@ -182,18 +186,27 @@ class _Zone:
 
     def __init__(self) -> None:
         self._belief = _Belief.ALL
+        self._opened = False
+        """The section `prepare_executor` has begun; no runner begins it twice."""
 
     def pieces(self, line: str) -> Iterator[tuple[str, _Belief]]:
-        """Yield what stands between the section marks of a line, and whether to believe it."""
+        """Yield what stands between the section marks of a line, and whether to believe it.
+
+        What follows a mark that the runner cannot have put there is not believed.
+        """
         line = _COLOUR.sub("", line)
-        start = 0
+        joined = _JOINED.match(line) is not None
+        genuine, glued, start = True, True, 0
         for mark in _MARK.finditer(line):
-            yield from self._texts(line[start : mark.start()])
+            text = line[start : mark.start()]
+            yield from self._texts(text, genuine)
+            genuine = genuine and (joined or (glued and not text.strip()))
+            glued = mark[1] == "end"
             self._pass(mark[1], mark[2])
             start = mark.end()
-        yield from self._texts(line[start:])
+        yield from self._texts(line[start:], genuine)
 
-    def _texts(self, text: str) -> Iterator[tuple[str, _Belief]]:
+    def _texts(self, text: str, genuine: bool) -> Iterator[tuple[str, _Belief]]:
         text = text.strip()
         joined = self._belief and _JOINED.match(text)
         for piece in _JOINT.split(text) if joined else (text,):
@@ -202,10 +215,10 @@ class _Zone:
             elif self._belief and _ENVIRONMENT.match(piece):
                 self._belief = _Belief.PULLS
             if piece:
-                yield piece, self._belief
+                yield piece, self._belief if genuine else _Belief.NOTHING
 
     def _pass(self, way: str, section: str) -> None:
-        if section not in _BEFORE_SCRIPTS:
+        if section not in _BEFORE_SCRIPTS or self._again(way, section):
             limit = _Belief.NOTHING
         elif section == "prepare_script":
             limit = _Belief.PULLS if way == "start" else _Belief.NOTHING
@@ -214,6 +227,13 @@ class _Zone:
         else:
             return
         self._belief = min(self._belief, limit)
+
+    def _again(self, way: str, section: str) -> bool:
+        """Whether the mark begins a section that has begun before."""
+        if way != "start" or section != "prepare_executor":
+            return False
+        again, self._opened = self._opened, True
+        return again
 
 
 # --- what the lines say ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -114,6 +115,9 @@ class UsedImage:
     via: str | None
     """`dependency-proxy` or `virtual-registry`: those jobs ask GitLab, not the registry."""
     pull_failures: int
+    jobs_on: tuple[tuple[str, int], ...] = ()
+    """How many of the jobs ran on machines of each platform; a runner of several counts for each,
+    one of an unknown platform for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,9 @@ def definition_rows(definition: Definition | Evaluation, hosts: Collection[str])
             image.platform,
             image.via,
         )
+        if image.guessed and image.reference is not None:
+            # No demand for a guess: a trace is asked first (`questions`).
+            row = replace(row, text=image.guessed, reference=None, unresolved=image.guess)
         rows |= dict.fromkeys(replace(row, job=plain(name)) for name in image.names)
     bare = frozenset(definition.bare)
     for name in definition.jobs:
@@ -297,7 +304,8 @@ class _Use:
     kinds: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
     projects: set[int] = field(default_factory=set)
-    platforms: set[str] = field(default_factory=set)
+    platforms: Counter[str] = field(default_factory=Counter)
+    """Each with the jobs that ran there."""
     jobs: int = 0
     failures: int = 0
     last: float = 0.0
@@ -308,7 +316,8 @@ class _Use:
             self.failures += one.pull_failures
             self.last = max(self.last, one.last)
             self.sources.add("history")
-            self.platforms.update(platforms or filter(None, one.platform.split(",")))
+            for platform in platforms or filter(None, one.platform.split(",")):
+                self.platforms[platform] += one.runs
 
     def add_logged(self, logged: Logged) -> None:
         self.projects.add(logged.project)
@@ -317,7 +326,7 @@ class _Use:
         self.jobs += logged.runs
         self.last = max(self.last, logged.last)
         if logged.platform:
-            self.platforms.add(logged.platform)
+            self.platforms[logged.platform] += logged.runs
 
 
 def used(
@@ -339,7 +348,7 @@ def used(
             use.sources.update(row.source for row in mine)
             platforms = {row.platform for row in mine if row.platform}
             use.add_runs(runs.get((project, job), ()), platforms)
-            use.platforms |= platforms
+            use.platforms.update(dict.fromkeys(platforms, 0))
     for one in logged:
         if one.reference is not None:
             found.setdefault((one.reference, one.via), _Use()).add_logged(one)
@@ -359,6 +368,7 @@ def _image(key: tuple[str, str | None], use: _Use) -> UsedImage:
         tuple(sorted(use.platforms)),
         via,
         use.failures,
+        tuple(sorted(use.platforms.items())),
     )
 
 

@@ -51,6 +51,13 @@ SCHEMA: Final = (
         problems TEXT NOT NULL, running TEXT NOT NULL, logged TEXT NOT NULL)""",
 )
 
+SCHEMA_PARTS: Final = (
+    # How far each runner's history is counted while not all runners' is.
+    """CREATE TABLE runner_marks (
+        runner BIGINT NOT NULL, project BIGINT NOT NULL, mark BIGINT NOT NULL,
+        counted DOUBLE PRECISION NOT NULL, PRIMARY KEY (runner, project))""",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class KnownProject:
@@ -154,21 +161,69 @@ class Uses:
     ) -> None:
         """Add runs and move the marks of these projects, at once: no run counts twice."""
         with self._transaction():
-            self._connection.executemany(_ADD_RUNS, [_run_values(*item) for item in counts.items()])
+            self._add_history(counts, marks, heads, paths)
+
+    def add_part(
+        self,
+        runner: int,
+        marks: Mapping[int, Mark],
+        counts: Mapping[Key, Count],
+        projects: Mapping[int, Mark],
+        heads: Mapping[int, tuple[int, str]],
+        paths: Mapping[int, str],
+    ) -> None:
+        """Add the runs of one runner and move its marks, at once; `projects` keep the marks given.
+
+        The marks stand in for those of the projects until all runners have been read.
+        """
+        with self._transaction():
+            self._add_history(counts, projects, heads, paths)
             self._connection.executemany(
-                _MARK,
+                """INSERT INTO runner_marks (runner, project, mark, counted)
+                   VALUES (:runner, :project, :mark, :counted)
+                   ON CONFLICT (runner, project) DO UPDATE SET
+                       mark = excluded.mark, counted = excluded.counted""",
                 [
-                    {
-                        "id": project,
-                        "path": paths[project],
-                        "mark": mark.job,
-                        "counted": mark.read,
-                        "head": heads.get(project, (0, ""))[1],
-                        "head_job": heads.get(project, (0, ""))[0],
-                    }
+                    {"runner": runner, "project": project, "mark": mark.job, "counted": mark.read}
                     for project, mark in marks.items()
                 ],
             )
+
+    def parts(self) -> dict[int, dict[int, Mark]]:
+        """Return the marks of runners, by runner and project; none once all have been read."""
+        found: dict[int, dict[int, Mark]] = {}
+        query = "SELECT runner, project, mark, counted FROM runner_marks"
+        for runner, project, mark, counted in self._select(query):
+            found.setdefault(runner, {})[project] = Mark(mark, counted)
+        return found
+
+    def forget_parts(self) -> None:
+        """Forget the marks of runners: those of the projects are as far now."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM runner_marks")
+
+    def _add_history(
+        self,
+        counts: Mapping[Key, Count],
+        marks: Mapping[int, Mark],
+        heads: Mapping[int, tuple[int, str]],
+        paths: Mapping[int, str],
+    ) -> None:
+        self._connection.executemany(_ADD_RUNS, [_run_values(*item) for item in counts.items()])
+        self._connection.executemany(
+            _MARK,
+            [
+                {
+                    "id": project,
+                    "path": paths[project],
+                    "mark": mark.job,
+                    "counted": mark.read,
+                    "head": heads.get(project, (0, ""))[1],
+                    "head_job": heads.get(project, (0, ""))[0],
+                }
+                for project, mark in marks.items()
+            ],
+        )
 
     def ran_jobs(self, since: float) -> dict[int, tuple[Ran, ...]]:
         """Return the jobs that ran since then, by project."""
@@ -335,7 +390,7 @@ class Uses:
                 )
             self._connection.execute("DELETE FROM scans WHERE started < :at", {"at": before})
             for project in projects:
-                for table in ("job_runs", "job_images", "traces", "log_uses"):
+                for table in ("job_runs", "job_images", "traces", "log_uses", "runner_marks"):
                     self._connection.execute(
                         f"DELETE FROM {table} WHERE project = :project",  # noqa: S608 - ours
                         {"project": project},

@@ -70,7 +70,7 @@ def test_used_images_joins_runs_of_all_runners_and_days(ledger: Ledger) -> None:
     assert ledger.used_images(SINCE) == (
         UsedImage(
             ALPINE, ("image",), ("definition", "history"), 10, 2, NOW - 5,
-            ("linux/amd64", "linux/arm64"), None, 1,
+            ("linux/amd64", "linux/arm64"), None, 1, (("linux/amd64", 8), ("linux/arm64", 2)),
         ),
     )  # fmt: skip
 
@@ -108,6 +108,7 @@ def test_used_images_with_a_platform_takes_it_for_the_runners(ledger: Ledger) ->
     define(ledger, row(platform="linux/arm64"))
     (image,) = ledger.used_images(SINCE)
     assert image.platforms == ("linux/arm64",)
+    assert image.jobs_on == (("linux/arm64", 3),)
 
 
 def test_used_images_through_the_dependency_proxy_stand_apart(ledger: Ledger) -> None:

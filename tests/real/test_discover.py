@@ -44,6 +44,8 @@ from tests.sandbox.wire import Request, Response
 
 PLAIN = "build:\n  image: golang:1.22\n  script: [make]\n"
 OPEN = "deploy:\n  image: $DEPLOY\n  script: [make]\n"
+SAMPLE = 12
+"""Projects of which a page is asked before history is read through the runners."""
 GOLANG = "docker.io/library/golang:1.22"
 TERRAFORM = "docker.io/hashicorp/terraform:1.9"
 
@@ -315,7 +317,7 @@ def test_scan_of_a_new_project_reads_its_past_and_no_other_again(host: Host) -> 
     found = host.scan()
     assert jobs(found)["docker.io/library/solo:1"] == 3
     assert uses(found) == host.site.truth() + Counter({("docker.io/library/solo:1", "image"): 3})
-    assert host.site.requests()["jobs"] == 1
+    assert host.site.requests()["jobs"] == 1 + SAMPLE
     assert host.site.requests()["runner_jobs"] < 12
 
 
@@ -691,7 +693,7 @@ def test_scan_by_runners_that_work_for_others_asks_the_projects(
     host.use(exclude=tuple(project.path for project in list(host.site.projects.values())[30:]))
     found = host.scan()
     wanted = sum(job.project <= 30 and job.started is not None for job in all_jobs(host.site))
-    assert host.site.requests()["jobs"] == 30
+    assert host.site.requests()["jobs"] == 30 + SAMPLE
     assert sum(one.jobs for one in found.images if "service" not in one.kinds) == wanted
 
 
@@ -706,7 +708,77 @@ def test_scan_as_group_owner_reads_through_the_groups_runners(host: Host) -> Non
     for _ in range(12):
         ran(host)
     assert jobs(host.scan()) == {GOLANG: 12}
-    assert (host.site.requests()["runner_jobs"], host.site.requests()["jobs"]) == (1, 0)
+    assert (host.site.requests()["runner_jobs"], host.site.requests()["jobs"]) == (1, SAMPLE)
+
+
+def fleet(host: Host, **more: Any) -> None:
+    """Let a second runner work for every third of 15 projects, next to the first."""
+    host.role("admin")
+    host.site.runners[2] = replace(host.site.runners[1], id=2, **more)
+    for number in range(15):
+        project = ran(host)
+        if number % 3 == 0:
+            host.site.add_job(project, "build", runner=2)
+
+
+def test_scan_counts_what_ran_on_a_runner_that_is_deleted(host: Host) -> None:
+    fleet(host)
+    del host.site.runners[2]
+    found = host.scan()
+    assert (jobs(found), found.problems) == ({GOLANG: 20}, ())
+    # Only what no scan has counted yet is a reason to ask all projects again.
+    host.offset += 3600
+    host.site.add_job(host.site.projects[1], "build")
+    assert jobs(host.scan()) == {GOLANG: 21}
+    assert host.site.requests()["jobs"] == SAMPLE
+
+
+def test_scan_counts_what_ran_on_a_runner_that_is_not_listed(host: Host) -> None:
+    fleet(host)
+    host.role("owner")
+    host.use(groups=("team",))
+    rows = json.dumps([{"id": 1, "is_shared": False, "status": "online"}]).encode()
+    for path in ("/api/v4/groups/team/runners", "/api/v4/runners"):
+        host.site.faults.add(Fault(path=path, status=200, body=rows, count=None))
+    assert jobs(host.scan()) == {GOLANG: 20}
+
+
+@pytest.mark.parametrize(
+    ("days", "read"), [(8.0, True), (None, True), (40.0, False)], ids=["lately", "unknown", "long"]
+)
+def test_scan_reads_a_stale_runner_that_came_in_the_window(
+    host: Host, days: float | None, read: bool
+) -> None:
+    contacted = None if days is None else time.time() - days * DAY
+    fleet(host, stale=True, online=False, contacted=contacted)
+    assert jobs(host.scan()) == {GOLANG: 20 if read else 15}
+    assert any("/runners/2/jobs" in entry.path for entry in host.site.access) == read
+
+
+@pytest.mark.parametrize("role", ["maintainer", "admin"])
+@pytest.mark.parametrize("count", [3, 15])
+def test_scan_with_tags_counts_by_those_of_the_runners(host: Host, role: Role, count: int) -> None:
+    host.role(role)
+    host.use(runners=Runners(tags=("docker",)))
+    host.site.runners[2] = replace(host.site.runners[1], id=2, tags=("docker", "linux"))
+    for _ in range(count):
+        project = ran(host)
+        host.site.add_job(project, "build", runner=2, tags=("linux",))
+    found = host.scan()
+    assert (jobs(found), found.problems) == ({GOLANG: count}, ())
+    assert host.site.requests()["runner"] <= 2
+
+
+def test_scan_with_tags_that_are_hidden_says_so_once_and_counts_by_the_jobs(host: Host) -> None:
+    host.use(runners=Runners(tags=("docker",)))
+    project = ran(host)
+    for number in range(2, 12):
+        host.site.runners[number] = replace(host.site.runners[1], id=number, tags=("docker",))
+        host.site.add_job(project, "build", runner=number, tags=("docker",) if number < 6 else ())
+    found = host.scan()
+    assert jobs(found) == {GOLANG: 4}
+    assert codes(found) == [("runner-tags", "gitlab.runners.tags")]
+    assert host.site.requests()["runner"] == 3
 
 
 # --- when it is due ---
@@ -917,6 +989,49 @@ def test_scan_that_is_stopped_keeps_what_it_has_and_goes_on_later(host: Host) ->
     assert uses(found) == host.site.truth()
 
 
+def test_scan_stopped_between_runners_keeps_them_and_reads_only_the_others(host: Host) -> None:
+    host.role("admin")
+    host.site.populate(projects=40, active=40, jobs=4000, unresolved=0)
+    respond = host.site.respond
+
+    def stopping(request: Request) -> Response:
+        if request.path.endswith("/runners/4/jobs") and not host.stop.is_set():
+            deadline = time.monotonic() + 30
+            while len(host.ledger.parts()) < 3 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            host.stop.set()
+        return respond(request)
+
+    host.site.respond = stopping  # type: ignore[method-assign]
+    assert not host.scan().complete
+    assert host.ledger.parts().keys() == {1, 2, 3}
+    host.site.respond = respond  # type: ignore[method-assign]
+    host.stop.clear()
+    host.offset += 3600
+    found = host.scan()
+    assert found.complete
+    assert uses(found) == host.site.truth()
+    asked = Counter(
+        entry.path.split("?")[0].split("/")[-2]
+        for entry in host.site.access
+        if entry.kind == "runner_jobs"
+    )
+    assert asked["4"] >= 9
+    assert max(asked["1"], asked["2"], asked["3"]) <= 3
+    assert host.ledger.parts() == {}
+    assert uses(host.scan()) == host.site.truth()
+
+
+def test_scan_stopped_between_runners_counts_once_without_the_right_to_runners(host: Host) -> None:
+    host.role("admin")
+    host.site.populate(projects=40, active=40, jobs=4000, unresolved=0)
+    host.site.faults.add(Fault(path="/api/v4/runners/4/jobs", status=403, nth=7, count=None))
+    assert uses(host.scan()) == host.site.truth()
+    host.role("reporter")
+    host.offset += 600
+    assert uses(host.scan()) == host.site.truth()
+
+
 def test_client_that_waits_can_be_stopped(host: Host) -> None:
     host.site.faults.add(too_many_requests(retry_after=600))
     timer = threading.Timer(0.2, host.stop.set)
@@ -924,6 +1039,35 @@ def test_client_that_waits_can_be_stopped(host: Host) -> None:
     with Client(host.settings, Secret(TOKEN), {}, host.stop) as client, pytest.raises(Stopped):
         client.get("/version")
     timer.join()
+
+
+def test_pages_without_link_follow_the_number_of_the_next(host: Host) -> None:
+    for _ in range(250):
+        host.site.add_project(f"team/app-{len(host.site.projects)}", PLAIN)
+    respond = host.site.respond
+
+    def without_link(request: Request) -> Response:
+        answer = respond(request)
+        headers = {name: value for name, value in answer.headers.items() if name != "Link"}
+        return replace(answer, headers=headers)
+
+    host.site.respond = without_link  # type: ignore[method-assign]
+    with Client(host.settings, Secret(TOKEN), {}, host.stop) as client:
+        pages = list(client.pages("/groups/team/projects", order_by="id", sort="asc"))
+    assert [len(page) for page in pages] == [100, 100, 50]
+    assert len({row["id"] for page in pages for row in page}) == 250
+
+
+def test_pages_without_link_that_stand_still_are_noticed(host: Host) -> None:
+    body = json.dumps([{"id": 1}]).encode()
+    host.site.faults.add(
+        Fault(path="*", status=200, headers={"X-Next-Page": "2"}, body=body, count=None)
+    )
+    with (
+        Client(host.settings, Secret(TOKEN), {}, host.stop) as client,
+        pytest.raises(GitlabRefusal, match="not what GitLab answers"),
+    ):
+        list(client.pages("/groups/team/projects"))
 
 
 def test_pages_without_end_are_noticed(host: Host) -> None:

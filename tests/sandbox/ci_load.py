@@ -64,6 +64,10 @@ class Runner:
     platform: str = "linux"
     tags: tuple[str, ...] = ()
     online: bool = True
+    stale: bool = False
+    """Silent for so long that GitLab calls it so."""
+    contacted: float | None = None
+    """When its manager came last; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

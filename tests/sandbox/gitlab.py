@@ -756,7 +756,7 @@ def _runner_fields(runner: Runner) -> dict[str, Any]:
         "runner_type": "instance_type" if runner.shared else "group_type",
         "name": "gitlab-runner",
         "online": runner.online,
-        "status": "online" if runner.online else "offline",
+        "status": _status(runner),
     }
 
 
@@ -768,8 +768,15 @@ def _manager_fields(runner: Runner) -> dict[str, Any]:
         "revision": "c4f1a7d2",
         "platform": runner.platform,
         "architecture": runner.architecture,
-        "status": "online" if runner.online else "offline",
+        "contacted_at": _stamp(runner.contacted),
+        "status": _status(runner),
     }
+
+
+def _status(runner: Runner) -> str:
+    if runner.stale:
+        return "stale"
+    return "online" if runner.online else "offline"
 
 
 def _stamp(seconds: float | None) -> str | None:
@@ -809,10 +816,10 @@ def bad_gateway(path: str = "*", **more: Any) -> Fault:
     return Fault(path=path, status=502, headers={"Content-Type": "text/html"}, body=body, **more)
 
 
-def forbidden(project: Project, **more: Any) -> Fault:
-    """Return the refusal of everything below one project."""
+def forbidden(project: Project, below: str = "*", **more: Any) -> Fault:
+    """Return the refusal of everything below one project, or of one path there."""
     return Fault(
-        path=f"/api/v4/projects/{project.id}/*",
+        path=f"/api/v4/projects/{project.id}/{below}",
         status=403,
         headers=_JSON,
         body=b'{"message":"403 Forbidden"}',

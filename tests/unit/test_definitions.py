@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -355,6 +356,19 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "matrix of nothing": ("j: {image: a, parallel: {matrix: []}}", ["j: a"]),
     "matrix with an empty list": ("j: {image: a, parallel: {matrix: [{V: []}]}}", ["j: a"]),
     "parallel": ("j: {image: 'a:$CI_NODE_INDEX', parallel: 2}", ["j: a:1", "j: a:2"]),
+    "name's slug": ("'My job: ä1!': {image: 'a:$CI_JOB_NAME_SLUG'}", ["My job: ä1!: a:my-job---1"]),
+    "slugs of parallel jobs": (
+        "j: {image: 'a:$CI_JOB_NAME_SLUG', parallel: 2}",
+        ["j: a:j-1-2", "j: a:j-2-2"],
+    ),
+    "templates' registry": (
+        "j: {image: '$CI_TEMPLATE_REGISTRY_HOST/a/b:1'}",
+        ["j: registry.gitlab.com/a/b:1"],
+    ),
+    "templates' registry set": (
+        "variables: {CI_TEMPLATE_REGISTRY_HOST: r.io}\nj: {image: $CI_TEMPLATE_REGISTRY_HOST/a:1}",
+        ["j: r.io/a:1"],
+    ),
     "parallel total": ("j: {image: 'a:$CI_NODE_TOTAL', parallel: 2}", ["j: a:2"]),
     "matrix in the job's name": (
         "j: {image: 'a:$CI_JOB_NAME', parallel: {matrix: [{V: ['1']}]}}",
@@ -573,11 +587,75 @@ def test_read_definition_what_gitlab_refuses_is_one_problem(text: str) -> None:
     assert "'j'" in problem.problem
 
 
-def test_read_definition_matrix_beyond_gitlabs_limit_is_cut() -> None:
-    row = {name: [str(n) for n in range(10)] for name in "ABCDEFGHIJKL"}
-    found = read_definition({"j": {"image": "a:$A$L", "parallel": {"matrix": [row]}}})
-    assert len(found.jobs) == PARALLEL_MAX
-    assert len(found.problems) == 1
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"matrix": [{name: [str(n) for n in range(10)] for name in "ABCDEFGHIJKL"}]},
+        {"matrix": [{"A": [str(n) for n in range(PARALLEL_MAX)]}, {"A": "1"}]},
+        PARALLEL_MAX + 1,
+        100_000,
+    ],
+)
+def test_read_definition_parallel_beyond_gitlabs_limit_is_a_problem_without_images(
+    parallel: Any,
+) -> None:
+    found = read_definition({"j": {"image": "a:$A$L", "parallel": parallel}, "k": {"image": "b"}})
+    assert found.jobs == ("k",)
+    assert [image.text for image in found.images] == ["b"]
+    (problem,) = found.problems
+    assert "'j' is to run more than 200 times in parallel" in problem.problem
+
+
+@pytest.mark.parametrize(
+    "parallel", [PARALLEL_MAX, {"matrix": [{"A": [str(n) for n in range(PARALLEL_MAX)]}]}]
+)
+def test_read_definition_parallel_at_gitlabs_limit_is_read(parallel: Any) -> None:
+    found = read_definition({"j": {"image": "a", "parallel": parallel}})
+    assert (len(found.jobs), len(found.images), found.problems) == (PARALLEL_MAX, 1, ())
+
+
+def test_read_definition_variable_of_other_jobs_is_guessed_and_told() -> None:
+    text = "{a: {image: 'x:1$V', variables: {V: -b}}, b: {image: 'x:1${V}'}}"
+    known, guessed = images_of(merged(text))
+    assert (known.text, known.certain, known.guessed) == ("x:1-b", True, "")
+    assert (guessed.text, guessed.certain, guessed.guessed) == ("x:1", False, "x:1${V}")
+    assert guessed.guess == "holds variables that other jobs set and this one does not ($V)"
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "${CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX}",
+        "$CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX",
+    ],
+)
+def test_images_of_dependency_proxy_unknown_says_that_it_is_one(prefix: str) -> None:
+    (image,) = images_of({"j": {"image": f"{prefix}/alpine:3"}})
+    assert (image.reference, image.via) == (None, "dependency-proxy")
+    assert (image.unresolved or "").startswith("is behind GitLab's dependency proxy")
+
+
+def test_images_of_dependency_proxy_with_unknown_tag_names_the_tag() -> None:
+    (image,) = images_of({"j": {"image": "$CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX/alpine:$TAG"}})
+    assert image.via == "dependency-proxy"
+    assert "$TAG" in (image.unresolved or "")
+
+
+@pytest.mark.parametrize("name", ["${" * 4080, "$A" * 4080, "$[[" * 2700])
+def test_read_definition_long_names_are_charged_by_their_length(name: str) -> None:
+    jobs = {f"j{n}": {"image": f"{n}{name}"} for n in range(2000)}
+    started = time.process_time()
+    found = read_definition(jobs)
+    assert time.process_time() - started < 10
+    assert [one.problem.partition(" needs ")[1] for one in found.problems] == [" needs "]
+
+
+def test_images_of_endless_text_with_password_is_shown_soon() -> None:
+    started = time.process_time()
+    for text in ("x://" + ":" * 100_000 + "@", "x://" * 100_000 + "@", "://a:pw@" + "$" * 9000):
+        (image,) = images_of({"j": {"image": text}})
+        assert "pw" not in image.text
+    assert time.process_time() - started < 2
 
 
 def test_read_definition_too_much_work_is_a_problem_and_keeps_what_was_found() -> None:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prewarm.demand import Want, chosen, patterns, platforms_of, skipped_by, wants
+from prewarm.demand import Want, chosen, patterns, platforms_of, skipped_by, uncovered, wants
 from prewarm.platforms import ALL, DEFAULT, Platform, Wanted
 from prewarm.reference import parse, parse_repository
 from prewarm.settings import DOCKER_HUB, DOCKER_HUB_ENDPOINT, Newest, Pin, Settings, Upstream
+from prewarm.usage import UsedImage
 
 AMD, ARM, S390 = (Platform("linux", name) for name in ("amd64", "arm64", "s390x"))
 SETTINGS = Settings(None)
@@ -151,3 +152,41 @@ def test_skipped_by_the_first_pattern_that_matches_the_whole_name(
     want = Want(parse("golang:1"), DEFAULT, ("history",), "group/project")
     assert skipped_by(want, patterns_) == hidden
     assert skipped_by(replace(want, sources=("history", "pin")), patterns_) is None
+
+
+def used(jobs: int, *jobs_on: tuple[str, int], via: str | None = None) -> UsedImage:
+    platforms = tuple(name for name, _ in jobs_on)
+    name = "docker.io/library/golang:1"
+    return UsedImage(name, ("image",), ("history",), jobs, 1, 1.0, platforms, via, 0, jobs_on)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "use", "expected"),
+    [
+        ((AMD,), used(100, ("linux/amd64", 99), ("linux/arm64", 1)), {ARM: 0.01}),
+        ((ARM,), used(100, ("linux/amd64", 75), ("linux/arm64/v8", 25)), {AMD: 0.75}),
+        # A runner of both may run a job on either.
+        ((AMD,), used(10, ("linux/amd64", 10), ("linux/arm64", 10)), {ARM: 1.0}),
+        ((AMD, ARM), used(100, ("linux/amd64", 75), ("linux/arm64", 25)), {}),
+        (ALL, used(100, ("linux/s390x", 100)), {}),
+        ((AMD,), used(100), {}),
+        ((ARM,), used(100), {AMD: 1.0}),
+        ((AMD,), used(0, ("linux/arm64", 0)), {}),
+        ((AMD,), used(5, ("nonsense", 5)), {}),
+        ((AMD,), used(5, ("linux/arm64", 5), via="dependency-proxy"), {}),
+    ],
+)
+def test_uncovered_is_the_share_of_the_jobs_that_ran_there(
+    platforms: Wanted, use: UsedImage, expected: dict[Platform, float]
+) -> None:
+    want = Want(parse("golang:1"), platforms, ("history",), "CI")
+    assert uncovered([want], [use]) == expected
+
+
+def test_uncovered_shares_are_of_all_uses_of_wanted_images() -> None:
+    want = Want(parse("golang:1"), (AMD,), ("history",), "CI")
+    other = replace(used(900, ("linux/arm64", 900)), reference="docker.io/library/unwanted:1")
+    node = replace(used(300, ("linux/amd64", 300)), reference="docker.io/library/node:1")
+    wanted = [want, replace(want, reference=parse("node:1"))]
+    uses = [used(100, ("linux/amd64", 96), ("linux/arm64", 4)), node, other]
+    assert uncovered(wanted, uses) == {ARM: 0.01}

@@ -340,6 +340,42 @@ CASES: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         ["j: x:1", "j: x:2"],
     ),
+    "inputs: in flow maps": (
+        {
+            ROOT: """
+            include:
+              - local: t.yml
+                inputs: {arr: [s1, "s2:2"], n: 7, yes: true, name: "é", job: one}
+            """,
+            "t.yml": """
+            ---
+            spec:
+              inputs:
+                arr: {type: array}
+                n: {type: number}
+                yes: {type: boolean}
+                name:
+                job:
+                d: {default: "d:1"}
+            ---
+            $[[ inputs.job ]]: {script: x, image: $[[ inputs.d ]], services: $[[ inputs.arr ]]}
+            two: {script: x, image: "n:$[[ inputs.n ]]-$[[ inputs.yes ]]"}
+            three: {script: x, image: x:$[[ inputs.d | truncate(2,1) ]], tags: [$[[ inputs.name ]]]}
+            """,
+        },
+        ["one: d:1", "one + s1", "one + s2:2", "two: n:7-true", "three: x:1"],
+    ),
+    "inputs: in flow maps, of each include": (
+        {
+            ROOT: """
+            include:
+              - {local: t.yml, inputs: {i: a}}
+              - {local: t.yml, inputs: {i: b}}
+            """,
+            "t.yml": "spec: {inputs: {i: }}\n---\nj-$[[ inputs.i ]]: {image: $[[ inputs.i ]]}",
+        },
+        ["j-a: a", "j-b: b"],
+    ),
     "inputs: passed on": (
         {
             ROOT: "include: {local: a.yml, inputs: {i: x}}",
@@ -495,6 +531,15 @@ def test_evaluate_file_outside_includes_are_named(tmp_path: Path) -> None:
         ({ROOT: "j: {extends: .gone}"}, ROOT, "'.gone', which is not defined"),
         ({ROOT: "j: {image: !reference [j, image]}"}, ROOT, "in a circle"),
         ({ROOT: "include: t.yml", "t.yml": "spec: {inputs: {i: }}\n---\nj: {}"}, "t.yml", "'i'"),
+        ({ROOT: "include: {local: t.yml, inputs: {zz: 1}}",
+          "t.yml": "spec: {inputs: {i: {default: x}}}\n---\nj: {}"},
+         "t.yml", "no input 'zz'"),
+        ({ROOT: "include: {local: t.yml, inputs: {i: c}}",
+          "t.yml": "spec: {inputs: {i: {options: [a, b]}}}\n---\nj: {}"},
+         "t.yml", "the input 'i' as 'c'"),
+        ({ROOT: "include: t.yml",
+          "t.yml": "spec: {inputs: {i: {default: c}}}\n---\nk: {}\nj: {image: $[[ inputs.i ]]}}"},
+         "t.yml:4", "not YAML"),
         ({ROOT: "".join(f"a{n}: {{extends: a{n + 1}}}\n" for n in range(200))},
          ROOT, "more levels"),
     ],
@@ -512,6 +557,8 @@ def test_evaluate_file_what_gitlab_refuses_is_a_problem_with_its_place(
     ("text", "problem"),
     [
         ("j: [", "not YAML"),
+        ("spec: [\n---\nj: {image: $[[ inputs.i ]]}", ":2: is not YAML"),
+        ("j: {image: $[[ inputs.i ]]}", "not YAML"),
         ("- a\n- b", "no mapping"),
         ("just text", "no mapping"),
         ("[" * 1000, "nested"),
@@ -666,6 +713,22 @@ BOMBS: dict[str, dict[str, str]] = {
         },
         "t40.yml": "spec: {inputs: {i: }}\n---\nj: {image: 'x:$[[ inputs.i ]]'}",
     },
+    "inputs that grow text": {
+        ROOT: "include: [" + "{local: t.yml, inputs: {i: " + "x" * 90_000 + "}}," * 100 + "]",
+        "t.yml": "spec: {inputs: {i: }}\n---\nj: {image: $[[ inputs.i ]]}\n"
+        + "# $[[ inputs.i ]]\n" * 1000,
+    },
+    "lists in inputs": {
+        ROOT: f"{LISTS}include: {{local: t.yml, inputs: {{i: *a59}}}}",
+        "t.yml": "spec: {inputs: {i: {options: [y]}}}\n---\nj: {services: $[[ inputs.i ]]}",
+    },
+    "inputs without end": {
+        ROOT: "spec: {inputs: {i: }}\n---\nj: {image: '" + "$[[inputs.i|" * 300_000 + "'}"
+    },
+    "many long names": {
+        ROOT: "".join(f"k{n}: {{script: x, image: '{n}{'${' * 4080}'}}\n" for n in range(400))
+    },
+    "a long name": {ROOT: "k: {image: '" + "${" * 1_000_000 + "'}"},
     "variables": {ROOT: f"variables:\n  A0: x\n{VARIABLES}j: {{image: 'x:$A59'}}"},
     "a chain of variables in many jobs": {
         ROOT: f"variables:\n  A0: x\n{CHAIN}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -114,6 +115,43 @@ def test_scope_expand_long_text_raises() -> None:
 def test_scope_expand_chain_of_many_variables_does_not_exhaust_the_stack() -> None:
     scope = Scope([{f"A{n}": Variable(f"$A{n + 1}") for n in range(5000)}])
     assert unknown(scope.expand("$A0"))
+
+
+@pytest.mark.parametrize("text", ["${" * 500_000, "${A" * 500_000, "$" * 500_000, "%A" * 500_000])
+def test_go_expand_endless_text_is_refused_unread(text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(TooLong):
+        go_expand(text, lambda _: "")
+    with pytest.raises(TooLong):
+        Scope([]).expand(text, 2)
+    assert Scope([{"A": Variable(text)}]).value("A") is None
+    assert names_in(text) == frozenset()
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("text", ["${" * 4000, "${A" * 2700, "$A${" * 2000, "}" + "${" * 4000])
+def test_go_expand_braces_without_end_take_linear_time(text: str) -> None:
+    started = time.process_time()
+    for _ in range(20):
+        unknown(text)
+        go_expand(text, lambda _: None)
+    assert time.process_time() - started < 2  # quadratic, they took 15 seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a${B", "aB"),
+        ("${a${B}c", "[a${B]c"),
+        ("${A}${B", "[A]B"),
+        ("${${${", ""),
+        ("}${A", "}A"),
+        ("${A\nB}", "[A\nB]"),
+        ("${}${A", "A"),
+    ],
+)
+def test_go_expand_braces_end_where_the_runner_finds_it(text: str, expected: str) -> None:
+    assert go_expand(text, lambda name: f"[{name}]") == expected
 
 
 def test_unknown_names_each_once_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_of_file_counts_jobs_of_the_definition_not_their_copies(tmp_path: Path) 
         ("docker.io/library/go:2", ("image",), 1),
     ]
     assert {one.last_used for one in found.images} == {None}
+
+
+def test_of_file_guess_is_reported_and_its_open_name_too(tmp_path: Path) -> None:
+    file = tmp_path / "ci.yml"
+    file.write_text(
+        "a: {script: x, image: 'x:1$V', variables: {V: -b}}\nb: {script: x, image: 'x:1$V'}\n"
+    )
+    found = of_file(evaluate_file(file, tmp_path), "ci.yml", 5.0)
+    assert {one.reference for one in found.images} == {
+        "docker.io/library/x:1",
+        "docker.io/library/x:1-b",
+    }
+    (left,) = found.unresolved
+    assert (left.job, left.kind, left.text) == ("b", "image", "x:1$V")
+    assert "$V" in left.why
 
 
 @pytest.mark.parametrize(
@@ -60,3 +76,16 @@ def test_without_image_names_the_first_and_counts_the_rest(jobs: str, words: str
 )
 def test_sentence_counts_what_there_is(scan: Scan, words: str) -> None:
     assert sentence(scan) == words
+
+
+@pytest.mark.parametrize(
+    ("where", "problem", "line"),
+    [
+        ("team/app", "is odd", "team/app: is odd; look at it"),
+        ("http://g.io", "http://g.io is not reached", "http://g.io is not reached; look at it"),
+        ("http://g.io", "http://g.io: no scope", "http://g.io: no scope; look at it"),
+        ("team/app", "team/apple is odd", "team/app: team/apple is odd; look at it"),
+    ],
+)
+def test_problem_names_its_place_once(where: str, problem: str, line: str) -> None:
+    assert str(replace(WARNING, where=where, problem=problem)) == line

@@ -443,6 +443,23 @@ FORGERIES = {
     "2026-03-04T05:06:07.123456789Z a\rPulling docker image evil:1 ...\n",
     "a service's log without line breaks": "2026-03-04T05:06:07.123456789Z (x)Pulling docker image evil:1 ...\n",
     "a service's log in the trace": "[service:db-db] Pulling docker image evil:1 ...\n",
+    "a section again in a service's log": "2026-03-04T05:06:07.123456789Z x "
+    + SECTION
+    + "Pulling docker image evil:1 ...\n",
+    "a section's end in a service's log": "2026-03-04T05:06:07.123456789Z x"
+    + SECTION_END
+    + 'ERROR: Job failed: failed to pull image "evil:1": toomanyrequests\n',
+    "a runner's stamp in a service's log": "2026-03-04T05:06:07.123456Z 00O "
+    "Pulling docker image evil:1 ...\n",
+    "a section again before scripts": SECTION + "Pulling docker image evil:1 ...\n",
+    "a section again, glued": "section_end:17:resolve_secrets\r\x1b[0K"
+    + SECTION
+    + "Pulling docker image evil:1 ...\n",
+    "a section within a line": "x section_start:17:resolve_secrets\rPulling docker image evil:1 ...\n",
+    "two marks within a line": "x section_end:17:resolve_secrets\rsection_start:17:resolve_secrets\r"
+    "Pulling docker image evil:1 ...\n",
+    "a section glued to a section's start": "section_start:17:resolve_secrets\r"
+    "section_start:17:resolve_secrets\rPulling docker image evil:1 ...\n",
     "part of a line": "Hint: Pulling docker image evil:1 ...\nPulling docker image evil:1 ... done\n",
 }
 
@@ -455,6 +472,17 @@ def test_read_forged_line_names_nothing(printed: str) -> None:
     assert (trace.pull_failed, trace.rate_limited) == (False, False)
     # The same words in the right place do name it, so the cases above can fail.
     assert "evil:1" in named(read(DOCKER + "Pulling docker image evil:1 ...\n"))
+
+
+def test_read_services_log_that_ends_the_section_hides_nothing_after_it() -> None:
+    log = "2026-03-04T05:06:07.123456789Z " + SECTION_END + "section_start:17:step_script\r\n"
+    head = HEADER + SECTION + DOCKER + log + "Using Docker executor with image rust:1 ...\n"
+    assert named(read(head)) == "image=rust:1"
+
+
+def test_read_section_glued_to_the_end_of_another_is_the_runners() -> None:
+    glued = "section_end:17:resolve_secrets\r\x1b[0K" + SECTION
+    assert named(read(HEADER + glued + "Pulling docker image rust:1 ...\n")) == "image=rust:1"
 
 
 @given(st.text(alphabet="ab\r\n \x1b[0;mK:$", max_size=40), st.sampled_from(sorted(LINES)))

@@ -22,7 +22,9 @@ from prewarm.usage import (
     questions,
     samples,
     trace_rows,
+    unresolved,
     upstream_of,
+    used,
 )
 
 HOSTS = frozenset({"mirror.example.org", "10.0.0.1:5000"})
@@ -119,6 +121,44 @@ def test_questions_are_what_a_trace_can_tell_each_once(
     jobs: dict[str, Any], ran: list[str], expected: list[tuple[str, ...]]
 ) -> None:
     assert asked(jobs, *ran) == expected
+
+
+GUESSED: dict[str, Any] = {
+    "a": {"image": "fam:1${HOST}", "services": ["pg:1"], "variables": {"HOST": "-arm"}},
+    "b": {"image": "fam:1${HOST}", "services": ["pg:1"]},
+}
+
+
+def test_definition_rows_guess_has_no_reference_and_says_what_is_undefined() -> None:
+    rows = {(row.job, row.kind): row for row in rows_of(GUESSED)}
+    assert rows["a", "image"].reference == "docker.io/library/fam:1-arm"
+    open_ = rows["b", "image"]
+    assert (open_.reference, open_.text, open_.certain) == (None, "fam:1${HOST}", False)
+    assert "$HOST" in (open_.unresolved or "")
+    assert rows["b", "service"].reference == "docker.io/library/pg:1"
+
+
+def test_questions_of_a_guess_is_asked_and_its_answer_is_the_demand() -> None:
+    rows = rows_of(GUESSED)
+    (question,) = questions(rows, ["a", "b"])
+    assert question.jobs == ("b",)
+    seen = Trace((TraceImage("fam:1-x86", "image", "runner"),), executor="docker")
+    answered = [*rows, *trace_rows(question, seen, None, NO_HOSTS)]
+    for known, expected in (
+        (rows, {"docker.io/library/fam:1-arm", "docker.io/library/pg:1"}),
+        (
+            answered,
+            {
+                "docker.io/library/fam:1-arm",
+                "docker.io/library/fam:1-x86",
+                "docker.io/library/pg:1",
+            },
+        ),
+    ):
+        joined = {(1, job): [row for row in known if row.job == job] for job in ("a", "b")}
+        assert {one.reference for one in used(joined, {})} == expected
+        left = [one.text for one in unresolved(joined, {}, {1: "p"})]
+        assert left == ([] if known is answered else ["fam:1${HOST}"])
 
 
 def test_questions_change_their_key_with_the_definition_only() -> None:
