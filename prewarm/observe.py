@@ -150,6 +150,8 @@ BREAKING = frozenset({"server-error", "reset", "timeout"})
 """Failures that may be about one image, or may show that the registry is down."""
 _PUBLIC_FOR = 7 * 86400.0
 """Seconds that a repository is taken to be as public, or as private, as it was seen to be."""
+_QUIET = 86400.0
+"""Seconds without a move before a tag is asked for less often than in each run."""
 _DOWN_AFTER = 3
 """Images that met nothing else: a registry that has not answered any is then let be."""
 
@@ -176,6 +178,8 @@ class Observer:
     mirrors: Sequence[MirrorSite]
     manifests: Memory
     clock: Callable[[], Moment]
+    recheck: float = 0.0
+    """Seconds within which a quiet tag is asked for again at least; 0: in every run."""
 
     def see(self, want: Want) -> Seen:
         """Return what upstream and the mirrors hold of the image; failures are in the value."""
@@ -188,12 +192,30 @@ class Observer:
             if seen is not None and not seen.open_targets:
                 return seen
         upstream = self.upstreams[reference.registry]
+        if (quiet := self._quiet(want, upstream, looks)) is not None:
+            return quiet
         try:
             head = upstream.head(reference.repository, reference.selector, self.clock)
         except RegistryError as error:
             return self._without_upstream(want, looks, error.failure)
         seen = self.judge(want, head.descriptor, looks)
         return replace(seen, metered=head.limit is not None)
+
+    def _quiet(self, want: Want, upstream: UpstreamSite, looks: Sequence[Look]) -> Seen | None:
+        """What is known of a tag that need not be asked for yet, where every mirror has that.
+
+        The first images of a run are asked for in any case: their answers report the quota.
+        """
+        reference = want.reference
+        if not self.recheck or not upstream.answered or reference.tag is None:
+            return None
+        known = self.manifests.tag(reference.registry, reference.repository, reference.tag)
+        if known is None or is_due(known, self.recheck, self.clock().wall):
+            return None
+        seen = self.judge(want, known.descriptor, looks)
+        if seen.failure is not None or any(one.state != "fresh" for one in seen.targets):
+            return None
+        return replace(seen, checked=known.checked)
 
     def _without_upstream(self, want: Want, looks: Sequence[Look], failure: Failure) -> Seen:
         """What the mirrors hold, measured by what upstream had when it last answered."""
@@ -407,6 +429,19 @@ class Observer:
             if manifest is not None:
                 sizes[digest] = manifest.blob_bytes
         return sizes
+
+
+def is_due(tag: SeenTag, recheck: float, now: float) -> bool:
+    """Whether upstream is to be asked for a tag again.
+
+    One that was quiet for long will likely be quiet for a tenth of that time more, and for less
+    the more often it has moved. The half of `recheck` is the most: who runs prewarm at least twice
+    in that time has every tag asked within it, who runs it more seldom has it asked in each run.
+    """
+    quiet = tag.checked - tag.changed
+    if quiet < _QUIET or tag.checked > now:
+        return True
+    return now - tag.checked >= min(recheck / 2, quiet / (10 * (1 + tag.moves)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class Seen:
     """Whether upstream reported a quota with it; where it does not, that pull does not count."""
     failure: Failure | None = None
     """Why upstream could not be asked, or has nothing that is wanted."""
+    checked: float | None = None
+    """When upstream last told the descriptor, in epoch seconds, where it was not asked now."""
 
     @property
     def targets(self) -> tuple[Holding, ...]:
@@ -279,6 +281,7 @@ UNWANTED: Final = frozenset({"unlisted-registry", "private", "unmirrorable"})
 """Failures that say that an image which CI names is not to be mirrored."""
 LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
 """Failures that say "not now" and nothing about the image."""
+_QUIET: Final = "the mirrors have what upstream had; quiet for long, so not asked in this run"
 _PARTS: Final = ("parts", "parts of it are missing on the mirror")
 
 
@@ -405,7 +408,7 @@ def _decide(
     if all(holding.failure for holding in seen.targets):
         return Fail(want, seen, _first_failure(seen.targets))
     if not seen.open_targets:
-        return Fresh(want, seen)
+        return Fresh(want, seen) if seen.checked is None else Fresh(want, seen, reason=_QUIET)
     code, reason = _why(seen)
     # A sibling of one that waits, or comes in parts, may need less and go alone.
     if same.bring(want, seen):

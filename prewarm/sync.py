@@ -135,7 +135,7 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     met = (*problems, *_platform_problems(demand, used))
     if asked:
         demand = chosen(demand, asked, settings)
-    seen = look(session, demand)
+    seen = look(session, demand, recheck=0 if asked else settings.recheck)
     return Survey(tuple(zip(demand, seen, strict=True)), met, not problems, tags)
 
 
@@ -221,9 +221,12 @@ def list_tags(
     return tags, tuple(problems)
 
 
-def look(session: Session, demand: Sequence[Want]) -> list[Seen]:
-    """Look at every image, up to `limits.checks` at once per registry; in the demand's order."""
-    observer = session.observer
+def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> list[Seen]:
+    """Look at every image, up to `limits.checks` at once per registry; in the demand's order.
+
+    A tag that has not moved for long is asked for upstream within `recheck` seconds only.
+    """
+    observer = replace(session.observer, recheck=recheck)
 
     def see(want: Want) -> Seen:
         if skipped_by(want, session.settings.skip) is not None:
@@ -485,7 +488,8 @@ def _record_image(
 ) -> None:
     step = outcome.step
     reference, descriptor = step.want.reference, step.seen.descriptor
-    if descriptor is not None and reference.tag is not None and reference.digest is None:
+    asked = descriptor is not None and step.seen.checked is None
+    if asked and descriptor and reference.tag is not None and reference.digest is None:
         ledger.note_tag(reference.registry, reference.repository, reference.tag, descriptor, now)
     ledger.note_copy(
         run,

@@ -29,6 +29,7 @@ from prewarm.observe import (
     UpstreamSite,
     bug,
     concerns_all,
+    is_due,
     no_platform,
     required_of,
     unsupported,
@@ -338,3 +339,30 @@ def test_failures_name_image_and_cure() -> None:
 def test_words_of_platforms() -> None:
     assert words(ALL) == "all"
     assert words((AMD, ARM)) == "linux/amd64, linux/arm64"
+
+
+# When a tag is asked for again
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+@pytest.mark.parametrize(
+    ("quiet", "moves", "ago", "due"),
+    [
+        pytest.param(0, 0, 1, True, id="seen once"),
+        pytest.param(DAY - 1, 0, 1, True, id="quiet for less than a day"),
+        pytest.param(5 * DAY, 0, 11 * HOUR, False, id="within half of recheck"),
+        pytest.param(5 * DAY, 0, 12 * HOUR, True, id="after half of recheck"),
+        pytest.param(500 * DAY, 0, 12 * HOUR, True, id="never later than half of recheck"),
+        pytest.param(2 * DAY, 0, 4 * HOUR, False, id="within a tenth of the quiet"),
+        pytest.param(2 * DAY, 0, 5 * HOUR, True, id="after a tenth of the quiet"),
+        pytest.param(2 * DAY, 1, 3 * HOUR, True, id="moved once: half of that"),
+        pytest.param(9 * DAY, 0, -1, True, id="asked in the future: the clock was set"),
+    ],
+)
+def test_is_due_follows_how_long_and_how_often(
+    quiet: float, moves: int, ago: float, due: bool
+) -> None:
+    checked = NOW.wall - ago
+    tag = SeenTag("r", "a", "t", BOTH.descriptor, checked, checked - quiet, moves)
+    assert is_due(tag, DAY, NOW.wall) is due
