@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ _SETTINGS = (
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
 )
+
+# Under nohup SIGHUP is ignored, and every program that a test starts would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _is_local(host: object) -> bool:
