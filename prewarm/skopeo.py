@@ -213,6 +213,14 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         "lies, or unwanted images, then garbage-collect; else look at its log",
     ),
     (
+        # Its answer to the end of an upload of which it could not keep the beginning.
+        r"blob upload invalid",
+        "mirror-full",
+        "the mirror lost a part of an upload, as it does when its disk is full",
+        "free space on it: delete the _uploads folders in its storage, where the broken upload "
+        "lies, or unwanted images, then garbage-collect; else look at its log",
+    ),
+    (
         r"\b405\b|unsupported|[Mm]ethod not allowed",
         "mirror-read-only",
         "the mirror takes no uploads",

@@ -223,6 +223,8 @@ UPLOAD = "/v2/library/app/blobs/uploads/ in 127.0.0.1:5000"
         ("writing blob: uploading layer chunked: received unexpected HTTP status: 500 Internal "
          "Server Error", "mirror-full"),
         ("writing blob: write /data: no space left on device", "mirror-full"),
+        ("writing blob: uploading layer to http://m/v2/a/blobs/uploads/1: blob upload invalid",
+         "mirror-full"),
         ('writing blob: StatusCode: 405, "Method not allowed\\n"', "mirror-read-only"),
         (f"writing blob: initiating layer upload to {UPLOAD}: unsupported: The operation is "
          "unsupported.", "mirror-read-only"),
