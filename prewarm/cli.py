@@ -29,7 +29,7 @@ from prewarm.home import home_folder
 if TYPE_CHECKING:
     from prewarm.errors import Problem
     from prewarm.findings import Scan
-    from prewarm.ledger import Ledger
+    from prewarm.ledger import Known, Ledger
     from prewarm.report import Report
     from prewarm.settings import Pin, Settings
     from prewarm.sync import Scanner, Session
@@ -338,6 +338,28 @@ def check(options: Global, file: str | None) -> int:
     return 0
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def doctor(options: Global, as_json: bool) -> int:
+    """Check all that a sync needs, and tell the cure of what is wrong. No pull is spent."""
+    from prewarm import clock
+    from prewarm.console import show_checkup
+    from prewarm.doctor import Place, examine
+
+    place = Place(
+        options.settings(),
+        os.environ,
+        home_folder(os.environ),
+        os.geteuid(),
+        _typed(),
+        clock.now,
+    )
+    checkup = examine(place)
+    show_checkup(checkup, as_json=as_json)
+    return checkup.exit_code
+
+
 def _problem_line(problem: Problem) -> str:
     """Return a problem of images.yml as `FILE:LINE: key: problem, cure` (CONTRACT, 1)."""
     return ", ".join(filter(None, (f"{problem.where}: {problem.problem}", problem.cure)))
@@ -360,6 +382,53 @@ def init(path: str) -> int:
     except OSError as error:
         raise UsageError("write", f"{path}: {error.strerror}", "name another path") from error
     click.echo(f"wrote {path}; next: edit it, then prewarm sync --dry-run", err=True)
+    return 0
+
+
+_CLIENTS: Final = (
+    "dockerd",
+    "docker-machine",
+    "containerd",
+    "buildkitd",
+    "podman",
+    "kaniko",
+    "gitlab-runner",
+    "kubernetes",
+    "registry",
+)
+
+
+@cli.command("client-config")
+@click.argument("kind", metavar="KIND", type=click.Choice(_CLIENTS))
+@click.option("--output", metavar="DIR", help="Write files there (default: print them).")
+@click.option(
+    "--ask-upstream",
+    is_flag=True,
+    help="containerd: ask the registry what a tag is, by HEAD; needs `platforms: all`.",
+)
+@_global
+def client_config(options: Global, kind: str, output: str | None, ask_upstream: bool) -> int:
+    """Print what clients need so that they ask the mirror first, with the reasons as comments.
+
+    KIND is dockerd, docker-machine, containerd, buildkitd, podman (also buildah, CRI-O, skopeo),
+    kaniko, gitlab-runner, kubernetes or registry (the mirror itself). Nothing is overwritten.
+    """
+    from prewarm.clientconfig import client_config as made
+    from prewarm.clientoutput import show, write
+
+    settings = options.settings()
+    known: tuple[Known, ...] = ()
+    if kind == "kubernetes":
+        with _reading(_state_path(settings)) as ledger:
+            known = ledger.states()
+    files = made(kind, settings, known, ask_upstream=ask_upstream)
+    for comment in filter(None, (file.comment for file in files)):
+        log.info("%s", comment)
+    if output is None:
+        click.echo(show(files), nl=False)
+        return 0
+    for path in write(files, Path(output)):
+        log.info("wrote %s", path)
     return 0
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from prewarm.discover import Progress as ScanProgress
+    from prewarm.doctor import Checkup
     from prewarm.explain import Explanation
     from prewarm.findings import Scan
     from prewarm.status import Status
@@ -166,6 +167,24 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
     else:
         rest = f", {found.unchecked} could not be checked" if found.unchecked else ""
         _say(f"{found.checked} tags are whole{rest}")
+
+
+def show_checkup(checkup: Checkup, *, as_json: bool) -> None:
+    """Print what doctor found: a line for each check, the cure below what is not well."""
+    if as_json:
+        show_json(checkup.document())
+        return
+    colours = {"ok": "green", "warning": "yellow", "failed": "red"}
+    for check in checkup.checks:
+        state = click.style(f"{check.state:7}", fg=colours[check.state])
+        _say(f"{state}  {check.name:15}  {printable(check.text)}")
+        if check.cure:
+            _say(f"{'':9}{printable(check.cure)}")
+    warnings, failed = checkup.count("warning"), checkup.count("failed")
+    _say(
+        f"{len(checkup.checks)} checks: {failed} failed, "
+        f"{warnings} {'warning' if warnings == 1 else 'warnings'}"
+    )
 
 
 def show_explanation(found: Explanation, *, as_json: bool) -> None:

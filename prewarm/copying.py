@@ -40,7 +40,7 @@ from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Skip, Step, Ta
 from prewarm.platforms import ALL, Platform, normalise
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
-from prewarm.settings import Limits
+from prewarm.settings import Limits, Mirror
 from prewarm.words import size_words
 
 log = logging.getLogger("prewarm")
@@ -236,7 +236,7 @@ class Carrier:
         for holding in image.open_targets:
             site = self._sites[holding.mirror]
             if site.failure is None:
-                site.failure = too_little_space(site, 0)
+                site.failure = too_little_space(site.settings, 0)
             if site.failure is not None:
                 image.note_failure(site.url, site.failure)
         if not image.open_targets:
@@ -330,7 +330,7 @@ class Carrier:
                 for blob in manifest.blobs
                 if self._moving.where(site.url, blob.digest) is None
             )
-            if (failure := too_little_space(site, needed)) is not None:
+            if (failure := too_little_space(site.settings, needed)) is not None:
                 raise PrewarmError(failure.code, failure.text, failure.cure)
             self._copy(image, site, manifest)
             image.note_present(site.url, (manifest.digest,))
@@ -565,9 +565,9 @@ def _verdict(image: Image) -> Step:
     return image.step
 
 
-def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
+def too_little_space(mirror: Mirror, needed: int) -> Failure | None:
     """Return the failure of a mirror whose local disk would fall below `min_free`."""
-    storage, least = site.settings.storage, site.settings.min_free or 0
+    storage, least = mirror.storage, mirror.min_free or 0
     if storage is None:
         return None
     try:
@@ -575,12 +575,12 @@ def too_little_space(site: MirrorSite, needed: int) -> Failure | None:
     except OSError as error:
         return Failure(
             "mirror-storage",
-            f"{site.url}: storage {storage} cannot be read: {error.strerror}",
+            f"{mirror.url}: storage {storage} cannot be read: {error.strerror}",
             "correct storage: of the mirror, or leave it out",
         )
     if free - needed >= least:
         return None
-    text = f"{site.url}: {size_words(free)} are free at {storage}, "
+    text = f"{mirror.url}: {size_words(free)} are free at {storage}, "
     if needed:
         beside = f" beside min_free {size_words(least)}" if least else ""
         text += f"too little for {size_words(needed)}{beside}"

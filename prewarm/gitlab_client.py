@@ -97,6 +97,11 @@ def find_token(settings: Gitlab, environ: Mapping[str, str]) -> Token | None:
     return Token(text)
 
 
+def token_place(settings: Gitlab, environ: Mapping[str, str]) -> str:
+    """Return where find_token has the token from, for people."""
+    return _token_text(settings, environ)[1]
+
+
 def _token_text(settings: Gitlab, environ: Mapping[str, str]) -> tuple[str, str]:
     if settings.token_file is not None:
         try:

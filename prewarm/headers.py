@@ -94,6 +94,14 @@ def next_link(value: str) -> str | None:
     return None
 
 
+def date(headers: Mapping[str, str]) -> float | None:
+    """Return the time that the answer tells, in seconds since the epoch; None without a `Date`."""
+    try:
+        return parsedate_to_datetime(headers.get("date", "")[:64]).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that `Retry-After` asks to wait; None without it.
 

@@ -887,6 +887,15 @@ def _version(connection: sqlite3.Connection, name: str) -> int:
     return int(version)
 
 
+def schema_version(path: Path) -> int:
+    """Return the version of the schema that a state has; UsageError as for Ledger.open."""
+    try:
+        with closing(_connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return _version(connection, f"state {path}")
+    except sqlite3.Error as error:
+        raise _open_failure(path, error) from error
+
+
 def _open_failure(path: Path, error: sqlite3.Error) -> UsageError:
     if isinstance(error, sqlite3.OperationalError):
         return UsageError(

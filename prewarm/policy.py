@@ -21,7 +21,7 @@ class Policy:
     """A policy.json, read."""
 
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
-        self._path = path
+        self.path = path
         self._document = document
 
     def refusal(self, reference: Reference) -> PrewarmError | None:
@@ -31,13 +31,13 @@ class Policy:
             if kind == "insecureAcceptAnything":
                 continue
             if kind == "reject":
-                text = f"{reference.name}: {self._path} rejects it"
+                text = f"{reference.name}: {self.path} rejects it"
             else:
                 text = (
-                    f"{reference.name}: {self._path} demands a signature ({kind}), "
+                    f"{reference.name}: {self.path} demands a signature ({kind}), "
                     "which prewarm cannot check"
                 )
-            cure = f"allow docker: {reference.name} in {self._path}, or take the image out"
+            cure = f"allow docker: {reference.name} in {self.path}, or take the image out"
             return PrewarmError("policy", text, cure)
         return None
 

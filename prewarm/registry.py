@@ -29,6 +29,7 @@ from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 from prewarm.budget import Limit
 from prewarm.errors import RegistryError
 from prewarm.headers import Challenge, content_range, next_link, parse_challenges, read_limit
+from prewarm.headers import date as read_date
 from prewarm.headers import retry_after as read_retry_after
 from prewarm.login import Login
 from prewarm.manifest import ACCEPT, Descriptor, Manifest, ManifestError, valid_digest
@@ -302,6 +303,14 @@ class Registry:
         access = _Access("delete", repository, digest, "*")
         answer = self._ask("DELETE", access, self._manifest_path(access), tries=1)
         self._expect(answer, access, 200, 202, 204)
+
+    def date(self) -> float | None:
+        """Return the registry's own time, in seconds since the epoch; None where it tells none."""
+        access = _Access("tags", "")
+        answer = self._attempts(
+            access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
+        )
+        return read_date(answer.headers)
 
     # Tags, uploads, blobs
 

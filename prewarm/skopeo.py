@@ -24,6 +24,7 @@ from prewarm.errors import PrewarmError
 OLDEST: Final = (1, 9)
 """Debian 12's; `--preserve-digests` and pushing by digest are as tested from here on."""
 
+_INSTALL: Final = "install skopeo 1.9 or newer (Debian 12: apt install skopeo)"
 _GRACE = 5.0
 _LOOK = 0.2
 """Seconds between two looks whether the run is to end."""
@@ -115,23 +116,27 @@ def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dic
 def find(environ: Mapping[str, str]) -> str:
     """Return the path of a skopeo that is new enough, or raise with what to install."""
     program = shutil.which("skopeo", path=environ.get("PATH"))
-    cure = "install skopeo 1.9 or newer (Debian 12: apt install skopeo)"
     if program is None:
-        raise PrewarmError("skopeo-missing", "skopeo is not on PATH", cure)
+        raise PrewarmError("skopeo-missing", "skopeo is not on PATH", _INSTALL)
+    found = version(program)
+    if found < OLDEST:
+        told = ".".join(map(str, found))
+        raise PrewarmError("skopeo-old", f"{program} is version {told}, which is too old", _INSTALL)
+    return program
+
+
+def version(program: str) -> tuple[int, int]:
+    """Return the version of a skopeo, or raise where it does not start or tell it."""
     try:
         told = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=20, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise PrewarmError("skopeo-missing", f"{program} does not start", cure) from error
-    version = re.search(r"version v?(\d+)\.(\d+)", told)
-    if version is None:
-        raise PrewarmError("skopeo-missing", f"{program} does not tell its version", cure)
-    if (int(version[1]), int(version[2])) < OLDEST:
-        raise PrewarmError(
-            "skopeo-old", f"{program} is version {version[1]}.{version[2]}, which is too old", cure
-        )
-    return program
+        raise PrewarmError("skopeo-missing", f"{program} does not start", _INSTALL) from error
+    found = re.search(r"version v?(\d+)\.(\d+)", told)
+    if found is None:
+        raise PrewarmError("skopeo-missing", f"{program} does not tell its version", _INSTALL)
+    return int(found[1]), int(found[2])
 
 
 def run(

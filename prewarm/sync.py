@@ -132,7 +132,7 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
         pins = [pin for pin in pins if pin.reference.name in names]
     tags, problems = list_tags(pins, upstreams, session.settings.limits.checks)
     demand = with_uses(settings, wants(settings, pins, tags), used)
-    met = (*problems, *_platform_problems(demand, used))
+    met = (*problems, *platform_problems(demand, used))
     if asked:
         demand = chosen(demand, asked, settings)
     seen = look(session, demand, recheck=0 if asked else settings.recheck)
@@ -147,7 +147,7 @@ def used_images(session: Session) -> tuple[UsedImage, ...]:
     return session.ledger.used_images(session.clock().wall - gitlab.history)
 
 
-def _platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
+def platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
     """What runners need and the mirrors will lack: above one use in twenty it breaks too much."""
     for platform, share in uncovered(demand, used).items():
         yield Problem(

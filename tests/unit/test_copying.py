@@ -157,7 +157,7 @@ def test_too_little_space_is_what_would_fall_below_min_free(
     site: MirrorSite, tmp_path: Path, least: int | None, needed: int, code: str | None
 ) -> None:
     site.settings = Mirror(NEAR, NEAR, storage=tmp_path, min_free=least)
-    failure = too_little_space(site, needed)
+    failure = too_little_space(site.settings, needed)
     assert (failure.code if failure else None) == code
 
 
@@ -173,7 +173,7 @@ def test_too_little_space_tells_sizes_in_units_that_fit(
     site: MirrorSite, tmp_path: Path, least: int | None, needed: int, ending: str
 ) -> None:
     site.settings = Mirror(NEAR, NEAR, storage=tmp_path, min_free=least)
-    failure = too_little_space(site, needed)
+    failure = too_little_space(site.settings, needed)
     assert failure is not None
     assert re.fullmatch(
         rf"{NEAR}: [0-9.]+ [KMGT]iB are free at {tmp_path}, {re.escape(ending)}", failure.text
@@ -181,14 +181,14 @@ def test_too_little_space_tells_sizes_in_units_that_fit(
 
 
 def test_too_little_space_of_a_disk_elsewhere_is_not_known(site: MirrorSite) -> None:
-    assert too_little_space(site, 1 << 60) is None
+    assert too_little_space(site.settings, 1 << 60) is None
 
 
 def test_too_little_space_where_storage_is_not_there_says_so(
     site: MirrorSite, tmp_path: Path
 ) -> None:
     site.settings = Mirror(NEAR, NEAR, storage=tmp_path / "gone")
-    failure = too_little_space(site, 0)
+    failure = too_little_space(site.settings, 0)
     assert failure is not None
     assert failure.code == "mirror-storage"
     assert str(tmp_path / "gone") in failure.text

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prewarm.budget import Limit
-from prewarm.headers import content_range, next_link, parse_challenges, read_limit, retry_after
+from prewarm.headers import (
+    content_range,
+    date,
+    next_link,
+    parse_challenges,
+    read_limit,
+    retry_after,
+)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +160,22 @@ def test_headers_of_a_hostile_server_cost_little_time(hostile: str) -> None:
     retry_after({"retry-after": hostile, "date": hostile})
     content_range(hostile)
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Tue, 24 Nov 2026 12:00:00 GMT", 1795521600.0),
+        ("Tue, 24 Nov 2026 13:00:00 +0100", 1795521600.0),
+        ("yesterday", None),
+        ("Tue, 99 Nov 2026 12:00:00 GMT", None),
+        ("", None),
+    ],
+)
+def test_date_is_what_the_server_tells_or_nothing(value: str, expected: float | None) -> None:
+    assert date({"date": value}) == expected
+
+
+@given(st.text())
+def test_date_of_anything_never_raises(value: str) -> None:
+    date({"date": value})

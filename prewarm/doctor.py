@@ -1,0 +1,594 @@
+"""Looks at everything that a sync needs, each by itself, and says how to cure what is wrong.
+
+Nothing is spent or changed: upstreams are asked by HEAD, a push mirror has an upload begun and
+cancelled, and is asked to delete what cannot exist. No lock is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from prewarm import skopeo
+from prewarm.budget import window_for, window_problem
+from prewarm.clock import Clock
+from prewarm.copying import too_little_space
+from prewarm.credentials import load as load_credentials
+from prewarm.demand import Want, patterns, skipped_by, wants, with_uses
+from prewarm.edges import open_edges
+from prewarm.errors import PrewarmError, RegistryError
+from prewarm.ledger import MIGRATIONS, Ledger, schema_version
+from prewarm.observe import MirrorSite, UpstreamSite
+from prewarm.policy import read_policy
+from prewarm.proxies import is_loopback
+from prewarm.redirects import File, read_files
+from prewarm.reference import Reference, parse
+from prewarm.registry import Registry
+from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
+from prewarm.state import check_owner, state_path
+from prewarm.sync import PROBE_REPOSITORY, platform_problems
+from prewarm.usage import UsedImage
+from prewarm.words import duration_words, size_words
+
+if TYPE_CHECKING:
+    from prewarm.gitlab_client import Client
+
+log = logging.getLogger("prewarm")
+
+State = Literal["ok", "warning", "failed"]
+NAMES: Final = (
+    "images.yml",
+    "skopeo",
+    "policy",
+    "authfile",
+    "gitlab",
+    "upstream",
+    "mirror",
+    "mirror-delete",
+    "mirror-tls",
+    "mirror-space",
+    "platforms",
+    "registries.conf",
+    "state",
+    "clock",
+)
+"""The checks in their order; the ones of a registry come once for each."""
+_EXPIRY_DAYS: Final = 14
+_SKEW: Final = 60.0
+"""Seconds by which a server's clock may differ."""
+_TRIED: Final = 3
+"""Wanted images by which an upstream is asked until it has one of them."""
+_ABOUT_ONE: Final = frozenset({"not-found", "unsupported-manifest"})
+"""What an upstream answers about one image, and so is well itself."""
+_NOWHERE: Final = f"sha256:{'0' * 64}"
+"""A digest that no content has."""
+_GITLAB_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one look found; `cure` says what to do where not all is well."""
+
+    name: str
+    state: State
+    text: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """All that was found, in the order of NAMES."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.state != "failed" for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.ok else 1
+
+    def count(self, state: State) -> int:
+        return sum(check.state == state for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as `doctor --json` prints it."""
+        checks = [
+            {"check": check.name, "state": check.state, "text": check.text, "cure": check.cure}
+            for check in self.checks
+        ]
+        return {"version": 1, "checks": checks, "ok": self.ok}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where prewarm runs: what the checks look at."""
+
+    settings: Settings
+    environ: Mapping[str, str]
+    home: Path | None
+    user: int
+    """The effective user's id."""
+    argv: Sequence[str]
+    """The command as it was typed, for the cure of a state of another owner."""
+    clock: Clock
+
+    def state(self) -> Path:
+        """Return where the state lies; UsageError where it has no place."""
+        settings = self.settings
+        return state_path(settings.state, settings.path, self.environ, self.home)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What the state remembers of CI, and what is wanted by that."""
+
+    demand: tuple[Want, ...] = ()
+    used: tuple[UsedImage, ...] = ()
+
+
+Checks = tuple[Check, ...]
+Skews = dict[str, float | None]
+"""By which a server's clock is ahead of ours, in seconds, by its name; None: it did not say."""
+
+
+def examine(place: Place) -> Checkup:
+    """Do every check, those of servers at once; one that fails never stops another."""
+    memory = _remembered(place)
+    # A broken authfile is one failure; the other checks go on with the logins of other places.
+    asking = _with_good_authfile(place)
+    skews: Skews = {}
+    looks: list[tuple[str, Callable[[], Checks]]] = [
+        ("images.yml", partial(_check_settings, place)),
+        ("skopeo", partial(_check_skopeo, place)),
+        ("policy", partial(_check_policy, place, memory.demand)),
+        ("authfile", partial(_check_logins, place)),
+        ("gitlab", partial(_check_gitlab, place)),
+    ]
+    for upstream in place.settings.registries:
+        look = partial(_check_upstream, asking, upstream, memory.demand, skews)
+        looks.append(("upstream", look))
+    looks += [
+        ("mirror", partial(_check_mirror, asking, mirror, skews))
+        for mirror in place.settings.mirrors
+    ]
+    looks += [
+        ("platforms", partial(_check_platforms, memory)),
+        ("registries.conf", partial(_check_redirects, place)),
+        ("state", partial(_check_state, place)),
+    ]
+    with ThreadPoolExecutor(8, "doctor") as pool:
+        found = list(pool.map(lambda look: _guarded(*look), looks))
+    return Checkup((*(check for part in found for check in part), *clocks(skews)))
+
+
+def _guarded(name: str, look: Callable[[], Checks]) -> Checks:
+    try:
+        return look()
+    except PrewarmError as error:
+        return (Check(name, "failed", error.text, error.cure),)
+    except Exception:
+        log.exception("a bug met the check %s", name)
+        cure = "please report it with the lines of the log"
+        return (Check(name, "failed", "a bug of prewarm ended this check", cure),)
+
+
+def _remembered(place: Place) -> _Memory:
+    """Return what the state tells; what is wrong with it is told by its own check."""
+    settings = place.settings
+    pinned = wants(settings, settings.pins, {})
+    try:
+        path = place.state()
+        if settings.gitlab is None or not path.exists():
+            return _Memory(pinned)
+        with Ledger.open(path, read_only=True) as ledger:
+            used = ledger.used_images(place.clock().wall - settings.gitlab.history)
+    except (PrewarmError, OSError):
+        return _Memory(pinned)
+    demand = with_uses(settings, pinned, used)
+    return _Memory(tuple(w for w in demand if skipped_by(w, settings.skip) is None), used)
+
+
+def _with_good_authfile(place: Place) -> Place:
+    try:
+        load_credentials(place.settings.authfile, place.environ)
+    except PrewarmError:
+        return replace(place, settings=replace(place.settings, authfile=None))
+    return place
+
+
+# -- this machine -----------------------------------------------------------------------------
+
+
+def _check_settings(place: Place) -> Checks:
+    problems = place.settings.problems
+    if problems:
+        return tuple(
+            Check("images.yml", "failed", f"{p.where}: {p.problem}", p.cure) for p in problems
+        )
+    return (Check("images.yml", "ok", f"{place.settings.path} is good"),)
+
+
+def _check_skopeo(place: Place) -> Checks:
+    program = skopeo.find(place.environ)
+    version = ".".join(map(str, skopeo.version(program)))
+    return (Check("skopeo", "ok", f"{program} is version {version}"),)
+
+
+def _check_policy(place: Place, demand: Sequence[Want]) -> Checks:
+    """Whether policy.json lets the wanted images in: it must for pins."""
+    policy = read_policy(place.home)
+    refused = [(want, why) for want in demand if (why := policy.refusal(want.reference))]
+    if not refused:
+        return (Check("policy", "ok", f"{policy.path} lets in all wanted images"),)
+    want, why = next((pair for pair in refused if pair[0].pinned), refused[0])
+    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+    state: State = "failed" if want.pinned else "warning"
+    return (Check("policy", state, why.text + more, why.cure),)
+
+
+def _check_logins(place: Place) -> Checks:
+    """Which files hold logins, what is wrong with them, and which upstreams have one."""
+    # A CA that cannot be read is told with its registry.
+    registries = tuple(replace(one, ca=None) for one in place.settings.registries)
+    settings = replace(place.settings, mirrors=(), registries=registries)
+    with open_edges(settings, place.environ) as edges:
+        files = ", ".join(map(str, edges.auth.paths))
+        logins = ", ".join(
+            f"{name} as {site.account}" if site.account else f"{name} anonymously"
+            for name, site in edges.upstreams.items()
+        )
+        found = Check("authfile", "ok", f"asks {logins}, by {files or 'no file with logins'}")
+        states: dict[str, State] = {"warning": "warning", "error": "failed"}
+        wrong = [
+            Check("authfile", states[p.severity], f"{p.where}: {p.problem}", p.cure)
+            for p in edges.problems
+        ]
+    return (found, *wrong)
+
+
+def _check_platforms(memory: _Memory) -> Checks:
+    found = tuple(
+        Check("platforms", "failed" if p.severity == "error" else "warning", p.problem, p.cure)
+        for p in platform_problems(memory.demand, memory.used)
+    )
+    if found:
+        return found
+    if not memory.used:
+        return (Check("platforms", "ok", "no scan has seen yet on which runners jobs run"),)
+    return (Check("platforms", "ok", "every platform that history shows is mirrored"),)
+
+
+def _check_redirects(place: Place) -> Checks:
+    return redirected(read_files(place.home, place.environ), place.settings)
+
+
+def redirected(files: Sequence[File], settings: Settings) -> Checks:
+    """Return what registries.conf does to skopeo: to prewarm's own, and to one started by hand.
+
+    prewarm reads upstreams through its gate, so a redirect is a warning: skopeo and podman on this
+    host do not show what upstream has.
+    """
+    mirrors = {urlsplit(mirror.url).netloc.lower() for mirror in settings.mirrors}
+    found: list[Check] = []
+    for file in files:
+        if file.broken:
+            state: State = "failed" if file.system else "warning"
+            text, cure = f"{file.path} {file.broken}", "correct it: skopeo starts no copy with it"
+            found.append(Check("registries.conf", state, text, cure))
+        for entry in file.entries:
+            blocked = sorted(filter(entry.concerns, mirrors)) if entry.blocked else []
+            if blocked and file.system:
+                text = f"{file.path} blocks the mirror {', '.join(blocked)}: skopeo cannot write it"
+                cure = f"take blocked = true for {entry.prefix} out of it"
+                found.append(Check("registries.conf", "failed", text, cure))
+            if entry.targets and any(entry.concerns(one.name) for one in settings.registries):
+                found.append(_redirect(file, entry.prefix, entry.targets, mirrors))
+    if found:
+        return tuple(found)
+    return (Check("registries.conf", "ok", "no registries.conf redirects an upstream"),)
+
+
+def _redirect(file: File, prefix: str, targets: Sequence[str], mirrors: set[str]) -> Check:
+    ours = any(target.partition("/")[0] in mirrors for target in targets)
+    whither = f"{', '.join(targets)}{', a mirror of ours' if ours else ''}"
+    text = f"{file.path} sends skopeo and podman for {prefix} to {whither}; prewarm itself is safe"
+    cure = f"wanted for podman; to see upstream by hand, ask without it, or take {prefix} out"
+    return Check("registries.conf", "warning", text, cure)
+
+
+def _check_state(place: Place) -> Checks:
+    path = place.state()
+    check_owner(path, place.user, place.argv)
+    if not path.exists():
+        return (Check("state", "ok", f"{path} is not there yet; the first sync makes it"),)
+    with Ledger.open(path, read_only=True):
+        version, newest = schema_version(path), MIGRATIONS[-1][0]
+    info = path.stat()
+    schema = f"schema {version}"
+    if version < newest:
+        schema += f", brought to {newest} by the next sync"
+    text = f"{path} of {_user_name(info.st_uid)} opens: {schema}, {size_words(info.st_size)}"
+    if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        cure = f"let {_user_name(place.user)} write it and its folder"
+        return (Check("state", "failed", f"{path} cannot be written", cure),)
+    return (Check("state", "ok", text),)
+
+
+def _user_name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"#{user}"
+
+
+def clocks(skews: Mapping[str, float | None]) -> Checks:
+    """Return whether our clock agrees with those of the servers; a minute apart is a warning."""
+    told = {name: skew for name, skew in skews.items() if skew is not None}
+    far = {name: skew for name, skew in told.items() if abs(skew) > _SKEW}
+    if not told:
+        return (Check("clock", "ok", "no server told its time"),)
+    if not far:
+        return (Check("clock", "ok", f"agrees with {', '.join(sorted(told))}"),)
+    # Where all are far off, it is ours that is wrong.
+    cure = (
+        "set this host's clock: timedatectl set-ntp true"
+        if len(far) == len(told)
+        else "set the clock of that server"
+    )
+    return tuple(
+        Check(
+            "clock",
+            "warning",
+            f"{name} is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this host's clock",
+            cure,
+        )
+        for name, skew in sorted(far.items())
+    )
+
+
+def skew_of(before: float, served: float, after: float) -> float:
+    """Return by how many seconds a server's clock is ahead: 0 where both may agree.
+
+    It was asked and answered at `before` and `after` by our clock; its `Date` has whole seconds.
+    """
+    if served > after:
+        return served - after
+    return min(0.0, served + 1 - before)
+
+
+def _skew(registry: Registry, clock: Clock) -> float | None:
+    before = clock().wall
+    served = registry.date()
+    return None if served is None else skew_of(before, served, clock().wall)
+
+
+# -- GitLab -----------------------------------------------------------------------------------
+
+
+def _check_gitlab(place: Place) -> Checks:
+    settings = place.settings.gitlab
+    if settings is None:
+        return (Check("gitlab", "ok", "images.yml names no GitLab: only pins are kept warm"),)
+    from prewarm.gitlab_client import Client, find_token, token_place
+
+    token = find_token(settings, place.environ)
+    where = token_place(settings, place.environ)
+    with Client(settings, token, place.environ, Event(), timeout=_GITLAB_SECONDS) as client:
+        if token is None:
+            client.get("/projects", per_page=1)
+            text = f"{settings.url} is asked without a token, which shows what everybody may see"
+            cure = "make a token with the scope read_api and name its file in gitlab.token_file"
+            return (Check("gitlab", "warning", text, cure),)
+        found = _ask_about_token(client, settings, where, place)
+    return (found, *_token_rights(settings))
+
+
+def _ask_about_token(client: Client, settings: Gitlab, where: str, place: Place) -> Check:
+    from prewarm.gitlab_client import GitlabRefusal
+
+    today = datetime.fromtimestamp(place.clock().wall, UTC).date()
+    try:
+        told = client.get("/personal_access_tokens/self")
+    except GitlabRefusal as refusal:
+        if refusal.status not in {403, 404}:
+            raise
+        client.get("/projects", per_page=1)
+        text = (
+            f"{settings.url} answers to the token of {where}, but does not tell its scopes and "
+            "expiry, as for job and deploy tokens and before GitLab 15.5"
+        )
+        cure = "see for yourself when it expires, or use a personal, group or project access token"
+        return Check("gitlab", "warning", text, cure)
+    return token_verdict(told, today, f"{settings.url}: the token of {where}")
+
+
+def token_verdict(told: object, today: date, token: str) -> Check:
+    """Return what GitLab's answer about a token means (personal_access_tokens/self).
+
+    It is dead from the day on that `expires_at` names, in UTC. `token` names it for people.
+    """
+    fresh = "make a new token with the scope read_api and put it there"
+    fields = told if isinstance(told, dict) else {}
+    if fields.get("revoked") is True or fields.get("active") is False:
+        return Check("gitlab", "failed", f"{token} is revoked or no longer active", fresh)
+    scopes = fields.get("scopes")
+    named = [s for s in scopes if isinstance(s, str)] if isinstance(scopes, list) else []
+    if named and not {"api", "read_api"} & set(named):
+        text = f"{token} lacks the scope read_api, it has {', '.join(named)}"
+        return Check("gitlab", "failed", text, fresh)
+    rights = f"may {', '.join(named)}" if named else "has scopes that are not told"
+    try:
+        expires = date.fromisoformat(str(fields["expires_at"])) if fields["expires_at"] else None
+    except (KeyError, ValueError):
+        text = f"{token} {rights}; when it expires is not told"
+        return Check("gitlab", "warning", text, "look at the token's page in GitLab")
+    if expires is None:
+        return Check("gitlab", "ok", f"{token} {rights} and never expires")
+    days = (expires - today).days
+    if days <= 0:
+        return Check("gitlab", "failed", f"{token} expired on {expires}", fresh)
+    if days <= _EXPIRY_DAYS:
+        left = f"{days} {'day' if days == 1 else 'days'}"
+        text = f"{token} {rights}, but expires on {expires}, in {left}"
+        return Check("gitlab", "warning", text, fresh)
+    return Check("gitlab", "ok", f"{token} {rights} until {expires}")
+
+
+def _token_rights(settings: Gitlab) -> Checks:
+    """Whether everybody on this host may read the token; a group may be prewarm's own."""
+    file = settings.token_file
+    if file is None or not file.stat().st_mode & 0o007:
+        return ()
+    return (Check("gitlab", "warning", f"{file} can be read by everybody", f"chmod o= {file}"),)
+
+
+# -- registries -------------------------------------------------------------------------------
+
+
+def _check_upstream(
+    place: Place, upstream: Upstream, demand: Sequence[Want], skews: Skews
+) -> Checks:
+    settings = replace(place.settings, registries=(upstream,), mirrors=())
+    with open_edges(settings, place.environ) as edges:
+        site = edges.upstreams[upstream.name]
+        skews[upstream.name] = _skew(site.registry, place.clock)
+        missing: RegistryError | None = None
+        for reference in _asked_by(place.settings, site, demand):
+            try:
+                site.head(reference.repository, reference.selector, place.clock)
+            except RegistryError as error:
+                if error.code not in _ABOUT_ONE:
+                    raise
+                missing = missing or error
+            else:
+                return upstream_verdict(site)
+    if missing is not None:
+        text = f"{upstream.name} answers, but not for what was asked: {missing.text}"
+        return (Check("upstream", "warning", text, missing.cure),)
+    return (Check("upstream", "ok", f"{upstream.name} answers; no image of it is wanted yet"),)
+
+
+def _asked_by(settings: Settings, site: UpstreamSite, demand: Sequence[Want]) -> list[Reference]:
+    """Return the images that an upstream is asked by: some wanted ones, else one that all know."""
+    name = site.settings.name
+    found = [want.reference for want in demand if want.reference.registry == name][:_TRIED]
+    if found:
+        return found
+    for repository in (one for one in patterns(settings.pins) if one.registry == name):
+        return [repository.with_tag(tag) for tag in site.registry.tags(repository.repository)[:1]]
+    return [parse("alpine")] if name == DOCKER_HUB else []
+
+
+def upstream_verdict(site: UpstreamSite) -> Checks:
+    """Return what an upstream's answer to a HEAD tells: the account, the limit, what remains."""
+    name, limit = site.settings.name, site.limit
+    window, source = window_for(name, site.settings.budget, limit, reachable=True)
+    text = f"{name} answers {site.account_name}"
+    if limit is not None:
+        of = f" of {limit.limit}" if limit.limit is not None else ""
+        each = f" in {duration_words(limit.window)}" if limit.window else ""
+        text += f", reports {limit.remaining}{of} pulls left{each}"
+    allowed = (
+        f"budget {window.pulls}, reserve {window.reserve}, " if window.pulls is not None else ""
+    )
+    checks = [Check("upstream", "ok", f"{text}; {allowed}{source}")]
+    if limit is not None and limit.remaining <= window.reserve:
+        cure = "wait for its window, log in, or see who else uses the account"
+        lacking = f"{text}, which the reserve of {window.reserve} takes: nothing can be copied now"
+        checks = [Check("upstream", "warning", lacking, cure)]
+    if problem := window_problem(name, site.settings.budget, limit):
+        text = f"{name}: {problem.problem}"
+        checks.append(Check("upstream", "warning", text, problem.cure))
+    return tuple(checks)
+
+
+def _check_mirror(place: Place, mirror: Mirror, skews: Skews) -> Checks:
+    settings = replace(place.settings, registries=(), mirrors=(mirror,))
+    checks: list[Check] = []
+
+    def reach() -> Checks:
+        with open_edges(settings, place.environ) as edges:
+            (site,) = edges.mirrors
+            skews[mirror.url] = _skew(site.registry, place.clock)
+            written = _check_writable(site)
+            deleting: Checks = ()
+            if written.state == "ok" and mirror.role == "target" and mirror.mode == "push":
+                deleting = _guarded("mirror-delete", partial(_check_delete, site))
+            return (written, *deleting)
+
+    checks += _guarded("mirror", reach)
+    checks += _guarded("mirror-space", partial(_check_space, mirror))
+    return tuple(sorted((*checks, *plain_http(mirror)), key=lambda check: NAMES.index(check.name)))
+
+
+def _check_writable(site: MirrorSite) -> Check:
+    """Whether the mirror is what images.yml says: an upload is begun and cancelled."""
+    mirror = site.settings
+    if mirror.role == "source":
+        site.registry.blob_size(PROBE_REPOSITORY, _NOWHERE)
+        return Check("mirror", "ok", f"{mirror.url} answers, and is only read (role: source)")
+    try:
+        site.registry.probe_upload(PROBE_REPOSITORY)
+    except RegistryError as error:
+        proxy = error.code == "mirror-proxy" and error.status == 405
+        if proxy and mirror.mode == "pull-through":
+            return Check("mirror", "ok", f"{mirror.url} is a pull-through proxy, as written")
+        raise
+    if mirror.mode == "pull-through":
+        text = (
+            f"{mirror.url} takes uploads, so it is no proxy, though mode: pull-through is written"
+        )
+        return Check("mirror", "failed", text, "write mode: push, or give it proxy:")
+    return Check("mirror", "ok", f"{mirror.url} takes uploads")
+
+
+def _check_delete(site: MirrorSite) -> Checks:
+    """Whether the mirror deletes manifests, as pruning needs; it is asked for one that is none."""
+    try:
+        site.registry.delete_manifest(PROBE_REPOSITORY, _NOWHERE)
+    except RegistryError as error:
+        if error.status in {401, 403, 405}:
+            cure = f"{error.cure}; until then nothing on it can be pruned"
+            return (Check("mirror-delete", "warning", error.text, cure),)
+        if error.status != 404:
+            raise
+    return (Check("mirror-delete", "ok", f"{site.url} deletes manifests"),)
+
+
+def plain_http(mirror: Mirror) -> Checks:
+    """Return a warning for each address of a mirror that is asked in the clear over a network."""
+    found = []
+    for url in dict.fromkeys((mirror.url, mirror.client_url)):
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            text = f"{url} is plain http: whoever is on the way can change what jobs run"
+            cure = "give it a certificate and write https://"
+            found.append(Check("mirror-tls", "warning", text, cure))
+    if found:
+        return tuple(found)
+    how = "over TLS" if mirror.url.startswith("https:") else "on this host alone"
+    return (Check("mirror-tls", "ok", f"{mirror.url} is asked {how}"),)
+
+
+def _check_space(mirror: Mirror) -> Checks:
+    """Whether the local disk of a mirror has space; nothing where it is not known to be local."""
+    if mirror.storage is None:
+        return ()
+    short = too_little_space(mirror, 0)
+    if short is not None:
+        return (Check("mirror-space", "failed", short.text, short.cure),)
+    free = shutil.disk_usage(mirror.storage).free
+    return (Check("mirror-space", "ok", f"{mirror.url}: {size_words(free)} free"),)
