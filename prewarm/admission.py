@@ -12,10 +12,11 @@ from typing import Final
 
 from prewarm.clientfile import ClientMirror, File, quoted, reachable, remarks
 from prewarm.ledger import Known
-from prewarm.reference import DOCKER_HUB, InvalidReference, Reference, parse
+from prewarm.plan import SERVED
+from prewarm.reference import DOCKER_HUB, InvalidReference, Reference, folder_of, parse
 from prewarm.settings import Settings
+from prewarm.words import counted
 
-_SERVED: Final = frozenset({"fresh", "stale"})
 _CONTAINERS: Final = 32
 """Of each list in a pod this many are looked at: CEL counts only over a list that is written."""
 _EXPRESSION_MAX: Final = 90_000
@@ -48,7 +49,7 @@ def kubernetes(settings: Settings, known: tuple[Known, ...] = ()) -> tuple[File,
         "kubectl apply --server-side -f prewarm-mirror.yaml, Kubernetes 1.36 or later. Only where "
         "nodes cannot be touched; else prewarm client-config containerd, which needs no rewriting "
         "and falls back to the registry.",
-        f"{count} {'image' if count == 1 else 'images'} known to be on the mirror, by the last "
+        f"{counted(count, 'image')} known to be on the mirror, by the last "
         "sync, and no other: a rewritten image has no fallback, its pod waits in ImagePullBackOff "
         "when the mirror loses it. Write and apply this file again after a sync that adds images "
         "or a prune that removes some.",
@@ -79,7 +80,7 @@ def _held(found: tuple[ClientMirror, ...], known: tuple[Known, ...]) -> Iterator
         images = [
             one.image
             for one in known
-            if one.mirror == mirror.settings.url and one.state in _SERVED and one.image not in taken
+            if one.mirror == mirror.settings.url and one.state in SERVED and one.image not in taken
         ]
         taken.update(images)
         references = [reference for image in images for reference in _readable(image)]
@@ -174,7 +175,7 @@ def _path(image: str, held: tuple[_Held, ...]) -> str:
     hosts = sorted({reference.registry for one in held for reference in one.images})
     ports = "".join(
         f"{image}.startsWith({quoted(f'{host}/')}) ? "
-        f"{quoted(host.replace(':', '_'))} + {image}.substring({len(host)}) : "
+        f"{quoted(folder_of(host))} + {image}.substring({len(host)}) : "
         for host in hosts
         if ":" in host
     )

@@ -322,6 +322,7 @@ def explain(options: Global, image: str, offline: bool, as_json: bool) -> int:
 def check(options: Global, file: str | None) -> int:
     """Validate images.yml: every problem at once, each with its line and cure."""
     from prewarm.config import find_config, load
+    from prewarm.words import counted
 
     path = Path(file) if file else find_config(options.config, os.environ, Path.cwd())
     try:
@@ -333,8 +334,7 @@ def check(options: Global, file: str | None) -> int:
         click.echo(_problem_line(problem))
     if settings.problems:
         return UsageError.exit_code
-    pins = len(settings.pins)
-    click.echo(f"{path}: good, {pins} {'pin' if pins == 1 else 'pins'}")
+    click.echo(f"{path}: good, {counted(len(settings.pins), 'pin')}")
     return 0
 
 

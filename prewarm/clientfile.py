@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from prewarm.errors import UsageError
 from prewarm.proxies import is_loopback
+from prewarm.reference import folder_of
 from prewarm.settings import DOCKER_HUB, Mirror, Settings
 
 _WIDTH: Final = 100
@@ -63,7 +64,7 @@ class ClientMirror:
 
     def path_of(self, registry: str) -> str:
         """Return what stands before a repository of the registry there: nothing for the Hub's."""
-        return "" if registry == DOCKER_HUB else f"/{registry.replace(':', '_')}"
+        return "" if registry == DOCKER_HUB else f"/{folder_of(registry)}"
 
 
 def client_mirrors(settings: Settings) -> tuple[ClientMirror, ...]:

@@ -16,8 +16,8 @@ import click
 from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
-from prewarm.report import Report, platforms_of, pulls_words, sentence, to_json, when
-from prewarm.words import duration_words, size_words
+from prewarm.report import Report, platforms_of, sentence, to_json, when
+from prewarm.words import counted, duration_words, size_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -128,7 +128,7 @@ def show_status(status: Status, *, as_json: bool) -> None:
         _say(
             f"last sync {last['finished']}, exit {last['exit']}: {last['copied']} copied, "
             f"{last['tagged']} tagged, {last['fresh']} fresh, {last['deferred']} deferred, "
-            f"{last['skipped']} skipped, {last['failed']} failed, {pulls_words(last['pulls'])}"
+            f"{last['skipped']} skipped, {last['failed']} failed, {counted(last['pulls'], 'pull')}"
         )
         for problem in last["problems"]:
             line = f"{problem['where']}: {problem['problem']}; {problem['cure']}"
@@ -181,10 +181,7 @@ def show_checkup(checkup: Checkup, *, as_json: bool) -> None:
         if check.cure:
             _say(f"{'':9}{printable(check.cure)}")
     warnings, failed = checkup.count("warning"), checkup.count("failed")
-    _say(
-        f"{len(checkup.checks)} checks: {failed} failed, "
-        f"{warnings} {'warning' if warnings == 1 else 'warnings'}"
-    )
+    _say(f"{len(checkup.checks)} checks: {failed} failed, {counted(warnings, 'warning')}")
 
 
 def show_explanation(found: Explanation, *, as_json: bool) -> None:
@@ -216,7 +213,8 @@ def show_explanation(found: Explanation, *, as_json: bool) -> None:
         _say(printable(f"  {url}: {mirror['state']} {mirror['digest'] or ''}{error}".rstrip()))
     last = told["last_copy"]
     if last:
-        _say(f"  last copy {last['at']}: {pulls_words(last['pulls'])}, {size_words(last['bytes'])}")
+        spent = f"{counted(last['pulls'], 'pull')}, {size_words(last['bytes'])}"
+        _say(f"  last copy {last['at']}: {spent}")
     coming = told["next"]
     if not coming and not told["pins"] and not uses:
         _say("  next: nothing, since nobody wants it")
@@ -343,7 +341,7 @@ class _Lines:
 
 def _line(outcome: Outcome) -> str:
     step = outcome.step
-    spent = f", {pulls_words(outcome.pulls)}" if outcome.pulls else ""
+    spent = f", {counted(outcome.pulls, 'pull')}" if outcome.pulls else ""
     moved = f", {size_words(outcome.moved)} in {outcome.seconds:.1f} s" if outcome.moved else ""
     return f"{action(step)} {step.want.reference}{spent}{moved}: {step.reason}"
 

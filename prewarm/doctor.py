@@ -39,7 +39,7 @@ from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
 from prewarm.state import check_owner, state_path
 from prewarm.sync import PROBE_REPOSITORY, platform_problems
 from prewarm.usage import UsedImage
-from prewarm.words import duration_words, size_words
+from prewarm.words import counted, duration_words, size_words
 
 if TYPE_CHECKING:
     from prewarm.gitlab_client import Client
@@ -222,9 +222,8 @@ def _check_settings(place: Place) -> Checks:
 
 
 def _check_skopeo(place: Place) -> Checks:
-    program = skopeo.find(place.environ)
-    version = ".".join(map(str, skopeo.version(program)))
-    return (Check("skopeo", "ok", f"{program} is version {version}"),)
+    program, version = skopeo.find_version(place.environ)
+    return (Check("skopeo", "ok", f"{program} is version {'.'.join(map(str, version))}"),)
 
 
 def _check_policy(place: Place, demand: Sequence[Want]) -> Checks:
@@ -441,8 +440,7 @@ def token_verdict(told: object, today: date, token: str) -> Check:
     if days <= 0:
         return Check("gitlab", "failed", f"{token} expired on {expires}", fresh)
     if days <= _EXPIRY_DAYS:
-        left = f"{days} {'day' if days == 1 else 'days'}"
-        text = f"{token} {rights}, but expires on {expires}, in {left}"
+        text = f"{token} {rights}, but expires on {expires}, in {counted(days, 'day')}"
         return Check("gitlab", "warning", text, fresh)
     return Check("gitlab", "ok", f"{token} {rights} until {expires}")
 

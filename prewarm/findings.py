@@ -11,6 +11,7 @@ from prewarm.errors import Problem
 from prewarm.evaluate import Evaluation
 from prewarm.report import iso, problem_json
 from prewarm.usage import UnresolvedImage, UsedImage
+from prewarm.words import counted
 
 _SHOWN: Final = 5
 """Jobs that one line names."""
@@ -74,7 +75,7 @@ def without_image(jobs: Sequence[str]) -> str:
     """Return in one line that these jobs name no image: a container's is then the runner's own."""
     rest = f" and {len(jobs) - _SHOWN} more" if len(jobs) > _SHOWN else ""
     verbs = ("names", "uses") if len(jobs) == 1 else ("name", "use")
-    told = f"{_count(len(jobs), 'job')} {verbs[0]} no image and {verbs[1]} the runner's default"
+    told = f"{counted(len(jobs), 'job')} {verbs[0]} no image and {verbs[1]} the runner's default"
     return f"{told}: {', '.join(jobs[:_SHOWN])}{rest}"
 
 
@@ -112,15 +113,11 @@ def document(scan: Scan) -> dict[str, Any]:
 
 def sentence(scan: Scan) -> str:
     """Return the scan in one line for people."""
-    parts = [_count(len(scan.images), "image")]
+    parts = [counted(len(scan.images), "image")]
     if scan.unresolved:
-        parts.append(f"{_count(len(scan.unresolved), 'name')} unresolved")
+        parts.append(f"{counted(len(scan.unresolved), 'name')} unresolved")
     if scan.problems:
-        parts.append(_count(len(scan.problems), "problem"))
+        parts.append(counted(len(scan.problems), "problem"))
     if scan.requests:
-        parts.append(f"{_count(scan.requests, 'request')} to GitLab")
+        parts.append(f"{counted(scan.requests, 'request')} to GitLab")
     return ", ".join(parts) + ("" if scan.complete else "; not the whole scope was read")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,8 +13,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -25,6 +23,7 @@ from gitlab.exceptions import GitlabAuthenticationError, GitlabError
 
 from prewarm import __version__
 from prewarm.errors import PrewarmError
+from prewarm.headers import http_date
 from prewarm.proxies import is_loopback, proxy_for
 from prewarm.settings import Gitlab
 
@@ -458,20 +457,12 @@ def _asked_to_wait(headers: Mapping[str, str], otherwise: float) -> float:
     after = headers.get("Retry-After", "").strip()
     if after.isascii() and after.isdigit() and len(after) < 10:
         return float(after)
-    now = _http_date(headers.get("Date", ""))
-    until = _http_date(after)
+    now = http_date(headers.get("Date", ""))
+    until = http_date(after)
     reset = headers.get("RateLimit-Reset", "").strip()
     if until is None and reset.isascii() and reset.isdigit() and len(reset) < 12:
         until = float(reset)
     return otherwise if now is None or until is None else max(0.0, until - now)
-
-
-def _http_date(text: str) -> float | None:
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _json(response: requests.Response, path: str) -> Any:

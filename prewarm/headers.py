@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -94,12 +95,18 @@ def next_link(value: str) -> str | None:
     return None
 
 
-def date(headers: Mapping[str, str]) -> float | None:
-    """Return the time that the answer tells, in seconds since the epoch; None without a `Date`."""
+def http_date(text: str) -> float | None:
+    """Return a date of HTTP in seconds since the epoch; None where it is none."""
     try:
-        return parsedate_to_datetime(headers.get("date", "")[:64]).timestamp()
+        at = parsedate_to_datetime(text[:64])
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
+
+
+def date(headers: Mapping[str, str]) -> float | None:
+    """Return the time that the answer tells, in seconds since the epoch; None without a `Date`."""
+    return http_date(headers.get("date", ""))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -110,11 +117,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after", "")[:64].strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
-    try:
-        until, now = (parsedate_to_datetime(text) for text in (value, headers.get("date", "")[:64]))
-        return max(0.0, (until - now).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    until, now = http_date(value), date(headers)
+    return None if until is None or now is None else max(0.0, until - now)
 
 
 def content_range(value: str) -> tuple[int, int | None] | None:

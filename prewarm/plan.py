@@ -24,8 +24,11 @@ from prewarm.errors import Failure
 from prewarm.manifest import Descriptor, Manifest
 from prewarm.platforms import ALL, Platform
 from prewarm.settings import Limits
+from prewarm.words import counted
 
 State = Literal["fresh", "stale", "missing", "unknown"]
+SERVED: Final[frozenset[str]] = frozenset({"fresh", "stale"})
+"""States in which a runner gets the image from the mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +340,7 @@ class _Purse:
 def _budget_words(quota: Quota, pulls: int, left: int) -> str:
     if quota.window.capacity == 0:
         return "the budget has no pulls to spend"
-    needs = "1 pull" if pulls == 1 else f"{pulls} pulls"
-    return f"needs {needs}, {max(0, left)} left in the window"
+    return f"needs {counted(pulls, 'pull')}, {max(0, left)} left in the window"
 
 
 def _first_pass(

@@ -104,7 +104,7 @@ class Reference:
                 "give the registry a DNS name and use that",
             )
         if self.registry != DOCKER_HUB:
-            path = f"{self.registry.replace(':', '_')}/{self.repository}"
+            path = f"{folder_of(self.registry)}/{self.repository}"
         elif _is_host(first) or _PORT_LIKE_END.fullmatch(first):
             raise InvalidReference(
                 str(self),
@@ -191,6 +191,11 @@ def parse_registry(text: str) -> str:
         raise InvalidReference(text, *problem)
     host = text.lower()
     return DOCKER_HUB if host in _HUB_HOSTS else host
+
+
+def folder_of(registry: str) -> str:
+    """Return the folder that a registry has on a mirror, where it is not Docker Hub."""
+    return registry.replace(":", "_")
 
 
 def is_registry(host: str, name: str) -> bool:

@@ -307,10 +307,7 @@ class Registry:
     def date(self) -> float | None:
         """Return the registry's own time, in seconds since the epoch; None where it tells none."""
         access = _Access("tags", "")
-        answer = self._attempts(
-            access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
-        )
-        return read_date(answer.headers)
+        return read_date(self._base_answer(access).headers)
 
     # Tags, uploads, blobs
 
@@ -480,13 +477,17 @@ class Registry:
         own = f"repository:{self._prefix}{access.repository}:{access.actions}"
         return self._scopes.get((access.repository, access.actions), own)
 
+    def _base_answer(self, access: _Access) -> _Answer:
+        """Ask /v2/ without credentials."""
+        return self._attempts(
+            access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
+        )
+
     def _challenge(self, access: _Access, scheme: str) -> Challenge | None:
         """Return how the registry wants to be authenticated to, as it says at /v2/; asked once."""
 
         def fetch() -> tuple[Challenge, ...]:
-            answer = self._attempts(
-                access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
-            )
+            answer = self._base_answer(access)
             if self._refusal(answer, access).code == "tls":
                 self._refuse(answer, access)
             return answer.challenges if answer.status == 401 else ()

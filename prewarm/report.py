@@ -13,7 +13,7 @@ from prewarm.errors import Failure, Problem, Severity
 from prewarm.manifest import Manifest
 from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
 from prewarm.platforms import ALL
-from prewarm.words import size_words
+from prewarm.words import counted, size_words
 
 UPSTREAM_CODES: Final = frozenset(
     {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
@@ -265,7 +265,7 @@ def sentence(report: Report) -> str:
     said = _TO_DO if report.dry_run else {}
     parts = [f"{sums[name]} {said.get(name, name)}" for name in _COUNTED.values() if sums[name]]
     head = f"{len(report.outcomes)} images: {', '.join(parts) or 'nothing to do'}"
-    pulls = pulls_words(sums["pulls"])
+    pulls = counted(sums["pulls"], "pull")
     waits = [
         outcome.step.until
         for outcome in report.outcomes
@@ -278,11 +278,6 @@ def sentence(report: Report) -> str:
         tail = f"{pulls} spent, {size_words(sums['bytes'])} moved in {seconds:.1f} s"
     next_go = f"; next possible {when(min(waits))}" if waits else ""
     return f"{head}; {tail}{next_go}"
-
-
-def pulls_words(pulls: int) -> str:
-    """Return a number of pulls for people."""
-    return "1 pull" if pulls == 1 else f"{pulls} pulls"
 
 
 def iso(at: float | None) -> str | None:

@@ -115,17 +115,22 @@ def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dic
 
 def find(environ: Mapping[str, str]) -> str:
     """Return the path of a skopeo that is new enough, or raise with what to install."""
+    return find_version(environ)[0]
+
+
+def find_version(environ: Mapping[str, str]) -> tuple[str, tuple[int, int]]:
+    """Return path and version of a skopeo that is new enough, or raise with what to install."""
     program = shutil.which("skopeo", path=environ.get("PATH"))
     if program is None:
         raise PrewarmError("skopeo-missing", "skopeo is not on PATH", _INSTALL)
-    found = version(program)
+    found = _version(program)
     if found < OLDEST:
         told = ".".join(map(str, found))
         raise PrewarmError("skopeo-old", f"{program} is version {told}, which is too old", _INSTALL)
-    return program
+    return program, found
 
 
-def version(program: str) -> tuple[int, int]:
+def _version(program: str) -> tuple[int, int]:
     """Return the version of a skopeo, or raise where it does not start or tell it."""
     try:
         told = subprocess.run(
@@ -205,6 +210,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         return
 
 
+# registry:2 refuses to cancel an upload of which it wrote some bytes (measured on 2.8.2).
+_MAKE_ROOM: Final = (
+    "free space on it: delete the _uploads folders in its storage, where the broken upload "
+    "lies, or unwanted images, then garbage-collect; else look at its log"
+)
 _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
     # What the last lines of stderr hold, the code, the cause, the cure. The texts are those of
     # skopeo 1.9.3 to 1.18, seen against registry 2.8. The source is our gate: what goes wrong
@@ -213,17 +223,14 @@ _CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
         r"no space left|status: 500|invalid status code from registry 500|\"Err\":28",
         "mirror-full",
         "the mirror answered 500 to an upload, as it does when its disk is full",
-        # registry:2 refuses to cancel an upload of which it wrote some bytes (measured on 2.8.2).
-        "free space on it: delete the _uploads folders in its storage, where the broken upload "
-        "lies, or unwanted images, then garbage-collect; else look at its log",
+        _MAKE_ROOM,
     ),
     (
         # Its answer to the end of an upload of which it could not keep the beginning.
         r"blob upload invalid",
         "mirror-full",
         "the mirror lost a part of an upload, as it does when its disk is full",
-        "free space on it: delete the _uploads folders in its storage, where the broken upload "
-        "lies, or unwanted images, then garbage-collect; else look at its log",
+        _MAKE_ROOM,
     ),
     (
         r"\b405\b|unsupported|[Mm]ethod not allowed",

@@ -7,18 +7,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from prewarm.budget import Limit, Moment, Window
 from prewarm.ledger import Known, Ledger, Run
 from prewarm.observe import required_of
-from prewarm.plan import Quota
+from prewarm.plan import SERVED, Quota
 from prewarm.reference import parse
 from prewarm.report import budget_json, iso
 from prewarm.settings import Allowance, Settings
-
-_SERVED: Final = frozenset({"fresh", "stale"})
-"""States in which a runner gets the image from the mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def coverage(known: tuple[Known, ...], uses: Mapping[str, int]) -> tuple[int, in
     """
     worst = _worst(known)
     weights = uses or dict.fromkeys(worst, 1)
-    served = sum(jobs for image, jobs in weights.items() if worst.get(image) in _SERVED)
+    served = sum(jobs for image, jobs in weights.items() if worst.get(image) in SERVED)
     return served, sum(weights.values())
 
 

@@ -487,10 +487,10 @@ def _record_image(
     now: Moment,
 ) -> None:
     step = outcome.step
-    reference, descriptor = step.want.reference, step.seen.descriptor
-    asked = descriptor is not None and step.seen.checked is None
-    if asked and descriptor and reference.tag is not None and reference.digest is None:
-        ledger.note_tag(reference.registry, reference.repository, reference.tag, descriptor, now)
+    reference = step.want.reference
+    told = step.seen.descriptor if step.seen.checked is None else None
+    if told is not None and reference.tag is not None and reference.digest is None:
+        ledger.note_tag(reference.registry, reference.repository, reference.tag, told, now)
     ledger.note_copy(
         run,
         str(reference),

@@ -1,10 +1,15 @@
-"""Sizes and durations in words, for every text that people read (pure)."""
+"""Numbers, sizes and durations in words, for every text that people read (pure)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of something: `1 pull`, `2 pulls`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def size_words(size: float) -> str:

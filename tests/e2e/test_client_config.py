@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
 import ssl
 import stat
 import subprocess
@@ -25,8 +24,9 @@ from tests.sandbox import Registry
 from tests.sandbox.authority import Authority
 from tests.sandbox.client import Answer, Pool
 from tests.sandbox.images import build_image, push
-from tests.sandbox.registry import _free_port
+from tests.sandbox.registry import free_port
 from tests.support.process import Finished, run_prewarm, run_skopeo
+from tests.support.units import assert_units_are_valid
 
 CONFIG = """\
 version: 1
@@ -48,6 +48,13 @@ def printed(folder: Path, *args: str, config: str = CONFIG) -> str:
     finished = client_config(folder, *args, config=config)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def registry_files(folder: Path, config: str) -> Path:
+    """Return the folder with the files of the kind registry."""
+    out = folder / "out"
+    printed(folder, "registry", "--output", str(out), config=config)
+    return out
 
 
 def mode(path: Path) -> int:
@@ -200,7 +207,7 @@ def test_podman_drop_in_sends_skopeo_to_the_mirror_that_has_the_image(
         )
         out = tmp_path / "home/.config/containers"
         client_config(tmp_path, "podman", "--output", str(out), config=config)
-        closed = {"HTTPS_PROXY": f"http://127.0.0.1:{_free_port()}"}
+        closed = {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
         asked = run_skopeo(["inspect", "--raw", f"docker://{image}"], tmp_path, env=closed)
         assert (asked.returncode, asked.stdout.encode()) == (0, built.content), asked.stderr
         lacked = run_skopeo(["inspect", "--raw", f"docker://{image}-no"], tmp_path, env=closed)
@@ -274,16 +281,14 @@ def test_registry_configuration_serves_what_the_writer_took_and_takes_nothing_it
     tmp_path: Path,
 ) -> None:
     """Two processes over one storage, TLS for the reader, and its garbage collection."""
-    write, read = _free_port(), _free_port()
+    write, read = free_port(), free_port()
     storage = tmp_path / 'the "storage" #1'
     config = (
         f"version: 1\nmirrors:\n  - url: http://127.0.0.1:{write}\n"
         f"    client_url: https://mirror.example.org:{read}\n"
         f"    storage: {json.dumps(str(storage))}\n"
     )
-    out = tmp_path / "out"
-    finished = client_config(tmp_path, "registry", "--output", str(out), config=config)
-    assert finished.returncode == 0, finished.stderr
+    out = registry_files(tmp_path, config)
     authority = Authority(tmp_path / "ca")
     certificate, key = authority.issue(["127.0.0.1"])
     reader_file, writer_file = out / "prewarm-reader.yml", out / "prewarm-writer.yml"
@@ -315,16 +320,14 @@ def test_registry_configuration_serves_what_the_writer_took_and_takes_nothing_it
 
 
 def test_registry_pull_through_configuration_caches_its_upstream(tmp_path: Path) -> None:
-    write, port = _free_port(), _free_port()
+    write, port = free_port(), free_port()
     config = (
         "version: 1\nmirrors:\n"
         f"  - {{url: 'http://127.0.0.1:{write}', client_url: 'https://mirror.example.org'}}\n"
         f"  - {{url: 'http://10.0.0.5:{port}', mode: pull-through, storage: {tmp_path}/cache}}\n"
         f"registries: {{docker.io: {{endpoint: 'http://127.0.0.1:{write}'}}}}\n"
     )
-    out = tmp_path / "out"
-    finished = client_config(tmp_path, "registry", "--output", str(out), config=config)
-    assert finished.returncode == 0, finished.stderr
+    out = registry_files(tmp_path, config)
     writer_file = out / "prewarm-writer.yml"
     text = writer_file.read_text().replace("/var/lib/docker-registry", str(tmp_path / "origin"))
     writer_file.write_text(text)
@@ -338,21 +341,10 @@ def test_registry_pull_through_configuration_caches_its_upstream(tmp_path: Path)
     assert (tmp_path / "cache/docker/registry/v2/repositories/library/golang").is_dir()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_registry_units_are_valid_to_systemd(tmp_path: Path) -> None:
-    out = tmp_path / "out"
     strange = json.dumps(str(tmp_path / 'a "b" 100%n $HOME'))
     config = CONFIG.replace("ca: /etc/ssl/ca.pem", f"storage: {strange}")
-    client_config(tmp_path, "registry", "--output", str(out), config=config)
+    out = registry_files(tmp_path, config)
     units = sorted(path.name for path in out.iterdir() if path.suffix in {".service", ".timer"})
     assert len(units) == 5
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *(f"./{name}" for name in units)],
-        cwd=out,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    said = done.stdout + done.stderr
-    assert [line for line in said.splitlines() if "prewarm" in line] == []
-    assert done.returncode == 0, said
+    assert_units_are_valid(out, units)

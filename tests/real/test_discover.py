@@ -41,6 +41,7 @@ from tests.sandbox.gitlab import (
 )
 from tests.sandbox.server import Server, Site
 from tests.sandbox.wire import Request, Response
+from tests.support.progress import Quiet
 
 PLAIN = "build:\n  image: golang:1.22\n  script: [make]\n"
 OPEN = "deploy:\n  image: $DEPLOY\n  script: [make]\n"
@@ -48,16 +49,6 @@ SAMPLE = 12
 """Projects of which a page is asked before history is read through the runners."""
 GOLANG = "docker.io/library/golang:1.22"
 TERRAFORM = "docker.io/hashicorp/terraform:1.9"
-
-
-class Quiet:
-    """Watches nothing."""
-
-    def phase(self, name: str, total: int | None) -> None:
-        pass
-
-    def step(self) -> None:
-        pass
 
 
 class Host:

@@ -16,6 +16,7 @@ from prewarm.ledger import Ledger
 from prewarm.settings import Gitlab as Settings
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, forbidden
+from tests.support.progress import Quiet
 
 GUESS = """
 a: {script: [make], image: 'fam:1${HOST}', variables: {HOST: -arm}}
@@ -23,16 +24,6 @@ b: {script: [make], image: 'fam:1${HOST}'}
 """
 ARM = "docker.io/library/fam:1-arm"
 X86 = "docker.io/library/fam:1-x86"
-
-
-class Quiet:
-    """Watches nothing."""
-
-    def phase(self, name: str, total: int | None) -> None:
-        pass
-
-    def step(self) -> None:
-        pass
 
 
 @pytest.fixture

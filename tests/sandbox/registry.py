@@ -116,7 +116,7 @@ class Registry:
 
     def _start_on_a_free_port(self) -> None:
         for attempt in range(5):
-            self.port = _free_port()
+            self.port = free_port()
             scheme = "https" if self._tls else "http"
             self.url = f"{scheme}://127.0.0.1:{self.port}"
             self.pool = Pool(self.url, self._context)
@@ -235,7 +235,8 @@ class Registry:
             raise RuntimeError(f"PUT {path}: {answer.status} {answer.body.decode()}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody has now."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
