@@ -175,6 +175,86 @@ def _sync(
 
 
 @cli.command()
+@_global
+def run(options: Global) -> int:
+    """Keep the mirrors warm around the clock: a sync at each time of `schedule:`.
+
+    It also wakes when the budget frees pulls, and tries again after a failure. SIGTERM ends it;
+    SIGHUP reads images.yml again, and keeps the old one where the new one is invalid.
+    """
+    from prewarm import clock
+    from prewarm.daemon import SLACK, SLICE, Daemon
+    from prewarm.notify_socket import (
+        NotifySocket,
+        Watchdog,
+        reloading,
+        take_address,
+        watchdog_interval,
+    )
+
+    settings = options.settings()
+    path = _state_path(settings)
+    with _reading(path) as ledger:
+        runs = ledger.runs(100)
+    # A run that was cut short has to be gone on with.
+    done = (one.started for one in runs if one.exit_code is not None and one.exit_code < 128)
+    notify = NotifySocket(take_address(os.environ))
+
+    def synced(current: Settings) -> Report:
+        return _sync(options, current, (), _scanner(options, current), 0.0, use_reserve=False)
+
+    with (
+        _signals() as (wait, reload_asked),
+        Watchdog(notify, watchdog_interval(os.environ, os.getpid())) as watchdog,
+    ):
+        watchdog.allow(SLICE + SLACK)
+        notify.send("READY=1")
+        Daemon(
+            settings,
+            synced,
+            options.settings,
+            clock.now,
+            wait,
+            _stopping.is_set,
+            reload_asked,
+            tell=lambda text: notify.send(f"STATUS={' '.join(text.split())}"),
+            alive=watchdog.allow,
+            reloading=lambda begins: notify.send(*(reloading() if begins else ("READY=1",))),
+        ).serve(next(done, None))
+        notify.send("STOPPING=1")
+    return 0
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[Callable[[float], None], Callable[[], bool]]]:
+    """Let SIGHUP ask for a reload; yields a wait that any signal ends, and whether one is asked."""
+    import select
+    import socket
+
+    asked: list[int] = []
+    reader, writer = socket.socketpair()
+
+    def wait(seconds: float) -> None:
+        if select.select([reader], [], [], seconds)[0]:
+            reader.recv(4096)
+
+    def reload_asked() -> bool:
+        was = bool(asked)
+        asked.clear()
+        return was
+
+    with reader, writer:
+        writer.setblocking(False)
+        before = signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield wait, reload_asked
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGHUP, before)
+
+
+@cli.command()
 @click.option("--project", metavar="PATH", help="Read this project alone: group/project.")
 @click.option("--file", metavar="FILE", help="Read one CI file on disk; no GitLab, no images.yml.")
 @click.option(

@@ -828,6 +828,7 @@ FILE: Final = Keys(
             Either("a time, or a list of times", text=_WHEN, many=Many(_WHEN)),
             'When prewarm run syncs: times of day, or "every 6h".',
             '["19:00", "01:05"]',
+            "every 6h",
         ),
         Key(
             "timezone",

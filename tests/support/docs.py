@@ -23,8 +23,6 @@ NOT_YET: Final = (
     "mirrors[].max_size",
     "mirrors[].keep",
     "limits.pulls_per_project",
-    "schedule",
-    "timezone",
     "metrics",
     "notify",
 )

@@ -161,15 +161,19 @@ def test_setup_without_root_and_sudo_names_the_command(tmp_path: Path) -> None:
     )
 
 
-def test_systemd_units_verify(tmp_path: Path) -> None:
-    service = (ROOT / "systemd/prewarm.service").read_text()
+@pytest.mark.parametrize("unit", ["prewarm.service", "prewarm-run.service"])
+def test_systemd_units_verify(tmp_path: Path, unit: str) -> None:
+    service = (ROOT / "systemd" / unit).read_text()
     assert "\nExecStart=prewarm " in service
     program = Path(sys.executable).with_name("prewarm")
     service = service.replace("\nExecStart=prewarm ", f"\nExecStart={program} ")
-    (tmp_path / "prewarm.service").write_text(service)
-    shutil.copy(ROOT / "systemd/prewarm.timer", tmp_path)
+    (tmp_path / unit).write_text(service)
+    units = [unit]
+    if unit == "prewarm.service":
+        shutil.copy(ROOT / "systemd/prewarm.timer", tmp_path)
+        units.append("prewarm.timer")
 
-    assert_units_are_valid(tmp_path, ["prewarm.service", "prewarm.timer"])
+    assert_units_are_valid(tmp_path, units)
 
 
 def test_development_guide_names_every_make_target() -> None:

@@ -1,0 +1,99 @@
+"""`prewarm run` for real: systemd's socket, reloads, and every way to end it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import Host, wait_until
+from tests.sandbox import Sandbox
+from tests.support.process import start_prewarm
+
+
+@pytest.fixture
+def host(box: Sandbox, tmp_path: Path) -> Host:
+    return Host(tmp_path, box)
+
+
+@pytest.fixture
+def supervisor() -> Iterator[socket.socket]:
+    """An abstract socket, as systemd's may be."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0prewarm-test-{time.monotonic_ns()}")
+        sock.settimeout(20)
+        yield sock
+
+
+def hear(supervisor: socket.socket, what: str) -> str:
+    """Return the next message that holds `what`."""
+    while what not in (text := supervisor.recv(4096).decode()):
+        pass
+    return text
+
+
+def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socket) -> None:
+    for name in ("one", "two"):
+        host.box.push(f"library/{name}", "1")
+    host.configure(["one:1"], schedule="every 1m")
+    address = supervisor.getsockname().decode().replace("\0", "@")
+    env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}
+    mirror = host.box.mirrors[0]
+    with start_prewarm(["run"], host.folder, config=host.config, env=env) as process:
+        try:
+            assert hear(supervisor, "READY=1") == "READY=1"
+            hear(supervisor, "STATUS=next sync")
+            assert mirror.tags("library/one") == ["1"]
+            hear(supervisor, "WATCHDOG=1")
+
+            good = host.config.read_text()
+            host.config.write_text("version: 1\nmirors: []\n")
+            process.send_signal(signal.SIGHUP)
+            assert "MONOTONIC_USEC=" in hear(supervisor, "RELOADING=1")
+            hear(supervisor, "READY=1")
+            assert "kept the old images.yml" in hear(supervisor, "STATUS=")
+
+            host.config.write_text(good.replace("- one:1", "- one:1\n- two:1"))
+            process.send_signal(signal.SIGHUP)
+            hear(supervisor, "RELOADING=1")
+            wait_until(lambda: "library/two" in mirror.catalog(), "second run", seconds=75)
+            hear(supervisor, "STATUS=next sync")
+
+            sent = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=20)
+            assert time.monotonic() - sent < 5
+            assert process.returncode == 143
+            assert "images.yml:2: mirors" in stderr
+            hear(supervisor, "STOPPING=1")
+        finally:
+            process.kill()
+    assert host.charged() == 2
+
+
+def test_run_killed_goes_on_and_pays_nothing_twice(host: Host) -> None:
+    names = [f"app{n}" for n in range(3)]
+    for name in names:
+        host.box.push(f"library/{name}", "1")
+    host.configure([f"{name}:1" for name in names], limits={"parallel": 1})
+    mirror = host.box.mirrors[0]
+
+    def warm(least: int) -> bool:
+        return sum(bool(mirror.tags(f"library/{name}")) for name in names) >= least
+
+    for ending, whole in ((signal.SIGKILL, 1), (signal.SIGTERM, 3)):
+        with start_prewarm(["run"], host.folder, config=host.config) as process:
+            try:
+                wait_until(partial(warm, whole), "copied image")
+                process.send_signal(ending)
+                process.communicate(timeout=20)
+            finally:
+                process.kill()
+    asked = [entry.reference for entry in host.box.hub.access.gets()]
+    assert len(asked) == len(set(asked))
+    assert host.charged() == 3
