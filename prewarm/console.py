@@ -16,7 +16,7 @@ import click
 from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
-from prewarm.report import Report, platforms_of, sentence, to_json, when
+from prewarm.report import Report, explained, platforms_of, sentence, to_json, when
 from prewarm.words import counted, duration_words, size_words
 
 if TYPE_CHECKING:
@@ -51,9 +51,12 @@ def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
     if as_json:
         show_json(to_json(report))
         return
-    shown = [o for o in report.outcomes if verbose or action(o.step) != "fresh"]
-    if shown:
-        rows = [_row(outcome) for outcome in shown]
+    rows = [
+        _row(outcome, why if verbose else outcome.step.reason)
+        for outcome, why in explained(report)
+        if verbose or action(outcome.step) != "fresh"
+    ]
+    if rows:
         _table(("image", "action", "pulls", "size", "platforms", "why"), rows)
     for problem in report.problems:
         colour = "red" if problem.severity == "error" else "yellow"
@@ -61,11 +64,10 @@ def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
     _say(sentence(report))
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
+def _row(outcome: Outcome, why: str) -> tuple[str, ...]:
     step = outcome.step
     word = action(step)
     pulls = "?" if outcome.pulls is None else str(outcome.pulls or "")
-    why = step.reason
     if isinstance(step, Defer) and step.until is not None:
         why = f"until {when(step.until)}: {why}"
     return (

@@ -5,10 +5,12 @@ Pins come first, in the order of the file; then what CI used, the most jobs firs
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from prewarm.platforms import ALL, DEFAULT, Platform, Wanted, parse_platform
 from prewarm.reference import Reference, parse
@@ -34,6 +36,10 @@ class Want:
     """Seconds since the epoch."""
     pull_failures: int = 0
     """Jobs that failed because they could not pull it."""
+    weight: float = 0.0
+    """What the recent uses count for in the order of the plan (`weight_of`)."""
+    only_project: str | None = None
+    """The path of the project that uses it, where exactly one does."""
 
     @property
     def pinned(self) -> bool:
@@ -102,6 +108,21 @@ def with_uses(
     return (*demand, *(_used(settings, use) for use in uses.values()))
 
 
+_SPREAD: Final = 0.75
+"""Below 1, so that the same uses weigh more when many projects share them."""
+_UNUSED: Final = 1e-4
+"""Runs that a definition which no job ran yet stands for."""
+
+
+def weight_of(use: UsedImage) -> float:
+    """Return what an image's uses count for: each more counts, of many projects the most."""
+    return math.fsum((runs + _UNUSED) ** _SPREAD for _, runs in use.weights)
+
+
+def _only(use: UsedImage) -> str | None:
+    return use.weights[0][0] if len(use.weights) == 1 else None
+
+
 def _used_pin(settings: Settings, want: Want, use: UsedImage, known: Container[str]) -> Want:
     written = want.where in known or written_platforms(settings, want.reference.registry)
     return replace(
@@ -112,6 +133,7 @@ def _used_pin(settings: Settings, want: Want, use: UsedImage, known: Container[s
         projects=use.projects,
         last_used=use.last_used,
         pull_failures=use.pull_failures,
+        weight=weight_of(use),
     )
 
 
@@ -126,6 +148,8 @@ def _used(settings: Settings, use: UsedImage) -> Want:
         use.projects,
         use.last_used,
         use.pull_failures,
+        weight_of(use),
+        _only(use),
     )
 
 
@@ -166,12 +190,13 @@ def chosen(all_wants: Sequence[Want], asked: Sequence[Pin], settings: Settings) 
     """
     known = {want.reference: want for want in all_wants}
     named = wants(settings, asked, {})
-    return tuple(known.get(want.reference, want) for want in named)
+    # Fair shares are for what nobody asked for.
+    return tuple(replace(known.get(want.reference, want), only_project=None) for want in named)
 
 
 def skipped_by(want: Want, skip: Sequence[str]) -> str | None:
     """Return the `skip` pattern that hides the image; pins are never hidden."""
-    if want.pinned:
+    if not skip or want.pinned:
         return None
     return next((pattern for pattern in skip if glob_match(pattern, str(want.reference))), None)
 

@@ -30,6 +30,8 @@ from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
 
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
+SERIES_SECONDS: Final = 90 * 86400
+"""How long the coverage and the moves of tags are remembered."""
 _BUSY_SECONDS: Final = 30.0
 
 _ACCOUNT: Final = """(account = :account
@@ -99,6 +101,21 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
         ),
     ),
     (5, SCHEMA_PARTS),
+    (
+        6,
+        (
+            # The project that alone uses the image: its share of a window is limited.
+            "ALTER TABLE pulls ADD COLUMN project TEXT",
+            # `mirror` is '' for all mirrors together.
+            """CREATE TABLE coverage (
+                at DOUBLE PRECISION NOT NULL, mirror TEXT NOT NULL, served BIGINT NOT NULL,
+                total BIGINT NOT NULL, PRIMARY KEY (at, mirror))""",
+            """CREATE TABLE tag_moves (
+                registry TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL,
+                digest TEXT NOT NULL, at DOUBLE PRECISION NOT NULL,
+                PRIMARY KEY (registry, repository, tag, at))""",
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -185,6 +202,28 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Covered:
+    """How many of CI's uses a mirror (all of them: '') served at a time (epoch seconds)."""
+
+    at: float
+    mirror: str
+    served: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TagMove:
+    """A digest that a tag upstream had not had before it was asked for at this time."""
+
+    registry: str
+    repository: str
+    tag: str
+    digest: str
+    at: float
+    """Epoch seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run and, once it has finished, its exit code and its report (JSON)."""
 
@@ -262,11 +301,12 @@ class Ledger(Uses):
         window: Window,
         now: Moment,
         reported: tuple[int, Moment] | None = None,
+        project: str | None = None,
     ) -> Reservation | Refusal:
         """Reserve pulls and GETs before a step starts, in one transaction with the sums.
 
         `reported` is what upstream says remains, and the moment before the HEAD that said so was
-        sent. Nothing is charged where it is refused.
+        sent. `project` alone uses the image. Nothing is charged where it is refused.
         """
         with self._transaction(durable=True):
             at = self._note_moment(now)
@@ -279,9 +319,9 @@ class Ledger(Uses):
             reservation = Reservation(uuid.uuid4().hex, registry, account)
             self._connection.execute(
                 """INSERT INTO pulls (id, run, registry, account, repository, digest, pulls, gets,
-                                      wall, boot_id, boot, reserved)
+                                      wall, boot_id, boot, reserved, project)
                    VALUES (:id, :run, :registry, :account, :repository, :digest, :pulls, :gets,
-                           :wall, :boot_id, :boot, :reserved)""",
+                           :wall, :boot_id, :boot, :reserved, :project)""",
                 {
                     "id": reservation.id,
                     "run": run,
@@ -295,6 +335,7 @@ class Ledger(Uses):
                     "boot_id": now.boot_id,
                     "boot": now.boot,
                     "reserved": at,
+                    "project": project,
                 },
             )
             return reservation
@@ -423,17 +464,17 @@ class Ledger(Uses):
 
     def _spends(self, account_rows: dict[str, str], at: float, seconds: int) -> tuple[Spend, ...]:
         rows = self._connection.execute(
-            f"""SELECT settled, pulls FROM pulls
+            f"""SELECT settled, pulls, project FROM pulls
                WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled > :since)
                ORDER BY reserved""",
             {**account_rows, "since": at - seconds},
         )
         return tuple(
-            Spend(0.0, pulls, in_flight=True)
+            Spend(0.0, pulls, in_flight=True, project=project)
             if settled is None
-            else Spend(max(0.0, at - settled), pulls)
-            for settled, pulls in rows
+            else Spend(max(0.0, at - settled), pulls, project=project)
+            for settled, pulls, project in rows
         )
 
     def _in_flight(self, reservation: Reservation) -> tuple[int, int]:
@@ -542,24 +583,47 @@ class Ledger(Uses):
     def note_tag(
         self, registry: str, repository: str, tag: str, descriptor: Descriptor, now: Moment
     ) -> None:
-        """Remember what a tag upstream is now."""
-        self._write(
-            """INSERT INTO tags (registry, repository, tag, digest, media_type, size, checked,
-                                 changed, moves)
-               VALUES (:registry, :repository, :tag, :digest, :media_type, :size, :now, :now, 0)
-               ON CONFLICT (registry, repository, tag) DO UPDATE SET
-                   changed = CASE WHEN tags.digest = excluded.digest THEN tags.changed
-                                  ELSE excluded.changed END,
-                   moves = tags.moves + CASE WHEN tags.digest = excluded.digest THEN 0 ELSE 1 END,
-                   digest = excluded.digest, media_type = excluded.media_type,
-                   size = excluded.size, checked = excluded.checked""",
-            registry=registry,
-            repository=repository,
-            tag=tag,
-            digest=descriptor.digest,
-            media_type=descriptor.media_type,
-            size=descriptor.size,
-            now=now.wall,
+        """Remember what a tag upstream is now, and each digest that is new."""
+        values = {
+            "registry": registry,
+            "repository": repository,
+            "tag": tag,
+            "digest": descriptor.digest,
+            "media_type": descriptor.media_type,
+            "size": descriptor.size,
+            "now": now.wall,
+        }
+        with self._transaction():
+            self._connection.execute(
+                """INSERT INTO tag_moves (registry, repository, tag, digest, at)
+                   SELECT :registry, :repository, :tag, :digest, :now WHERE NOT EXISTS (
+                       SELECT 1 FROM tags WHERE registry = :registry
+                       AND repository = :repository AND tag = :tag AND digest = :digest)
+                   ON CONFLICT (registry, repository, tag, at) DO UPDATE SET
+                       digest = excluded.digest""",
+                values,
+            )
+            self._connection.execute(
+                """INSERT INTO tags (registry, repository, tag, digest, media_type, size, checked,
+                                     changed, moves)
+                   VALUES (:registry, :repository, :tag, :digest, :media_type, :size, :now, :now, 0)
+                   ON CONFLICT (registry, repository, tag) DO UPDATE SET
+                       changed = CASE WHEN tags.digest = excluded.digest THEN tags.changed
+                                      ELSE excluded.changed END,
+                       moves = tags.moves
+                           + CASE WHEN tags.digest = excluded.digest THEN 0 ELSE 1 END,
+                       digest = excluded.digest, media_type = excluded.media_type,
+                       size = excluded.size, checked = excluded.checked""",
+                values,
+            )
+
+    def tag_moves(self, since: float) -> tuple[TagMove, ...]:
+        """Return the digests that tags got since a time (epoch seconds), the oldest first."""
+        return self._rows(
+            TagMove,
+            """SELECT registry, repository, tag, digest, at FROM tag_moves WHERE at >= :since
+               ORDER BY at, registry, repository, tag""",
+            {"since": since},
         )
 
     def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None:
@@ -659,6 +723,28 @@ class Ledger(Uses):
         """Forget the states last noted before this time (epoch seconds): nobody wants those."""
         return self._write("DELETE FROM states WHERE wall < :before", before=before)
 
+    def note_coverage(self, mirror: str, served: int, total: int, now: Moment) -> None:
+        """Remember how many of CI's uses a mirror serves now; all mirrors together are ''."""
+        self._write(
+            """INSERT INTO coverage (at, mirror, served, total)
+               VALUES (:at, :mirror, :served, :total)
+               ON CONFLICT (at, mirror) DO UPDATE SET served = excluded.served,
+                   total = excluded.total""",
+            at=now.wall,
+            mirror=mirror,
+            served=served,
+            total=total,
+        )
+
+    def covered(self, since: float, mirror: str = "") -> tuple[Covered, ...]:
+        """Return the coverage noted since a time (epoch seconds), the oldest first."""
+        return self._rows(
+            Covered,
+            """SELECT at, mirror, served, total FROM coverage
+               WHERE at >= :since AND mirror = :mirror ORDER BY at""",
+            {"since": since, "mirror": mirror},
+        )
+
     # Runs and what they did
 
     def start_run(self, now: Moment) -> str:
@@ -742,7 +828,8 @@ class Ledger(Uses):
     def tidy(self, keep: float, now: Moment) -> None:
         """Forget runs, copies and settled pulls older than `keep` seconds, more than any window.
 
-        Pulls by ledger time: a wall clock that was set forward frees no budget.
+        Coverage and the moves of tags are kept for SERIES_SECONDS. Pulls go by ledger time: a wall
+        clock that was set forward frees no budget.
         """
         with self._transaction():
             pulls_before = {"before": self._note_moment(now) - keep}
@@ -750,6 +837,9 @@ class Ledger(Uses):
             self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
             self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
             self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)
+            series_before = {"before": now.wall - SERIES_SECONDS}
+            self._connection.execute("DELETE FROM coverage WHERE at < :before", series_before)
+            self._connection.execute("DELETE FROM tag_moves WHERE at < :before", series_before)
 
     # The connection
 

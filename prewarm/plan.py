@@ -6,7 +6,8 @@ run has learned gives the rest of the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, assert_never
 
@@ -78,7 +79,9 @@ class Seen:
     @property
     def open_targets(self) -> tuple[Holding, ...]:
         """The mirrors that still need the image and can take it."""
-        return tuple(h for h in self.targets if h.failure is None and h.state != "fresh")
+        return tuple(
+            [h for h in self.holdings if h.target and h.failure is None and h.state != "fresh"]
+        )
 
     @property
     def unfetched(self) -> tuple[str, ...]:
@@ -261,23 +264,21 @@ def plan(
     Two passes: first who goes now, the most wanted first and each only as a whole, so that two
     pulls left go to the next image that fits; then when the others could.
     """
-    steps = _first_pass(
-        demand, {name: _Purse(quota) for name, quota in quotas.items()}, limits, skip
-    )
-    forecasts = {
-        name: Forecast(quota.spends, quota.window)
-        for name in {step.want.reference.registry for step in steps}
-        for quota in (_quota(quotas, name),)
-    }
+    purses = {name: _Purse(quota, limits) for name, quota in quotas.items()}
+    steps = _first_pass(demand, purses, limits, skip)
+    calendar = _Calendar(quotas, limits.pulls_per_project)
     for step in steps:
         if isinstance(step, Copy):
-            registry = step.want.reference.registry
             pulls = step.cost.known_pulls if step.at_most is None else step.at_most
-            forecasts[registry].place(pulls)
-    placed: dict[tuple[str, str | None], float | None] = {}
-    return Plan(tuple(_dated(step, forecasts, quotas, placed, now) for step in steps))
+            calendar.place(step.want, pulls)
+    return Plan(tuple(_dated(steps, calendar, now)))
 
 
+_Digest = tuple[str, str, str | None]
+"""Registry, repository and digest: its tags share its pulls."""
+_UNLIMITED: Final = Quota("", NO_LIMIT, "")
+_DATED: Final = frozenset({"budget", "project-share"})
+"""Codes of deferrals that end when pulls leave a window."""
 _MISSING: Final = ("missing", "not on the mirror")
 _STALE: Final = ("stale", "the tag moved upstream")
 UNWANTED: Final = frozenset({"unlisted-registry", "private", "unmirrorable"})
@@ -289,14 +290,19 @@ _PARTS: Final = ("parts", "parts of it are missing on the mirror")
 
 
 class _Purse:
-    """What is left of a quota while a plan is made."""
+    """What is left of a quota, and of each project's share of it, while a plan is made."""
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, limits: Limits) -> None:
         self._quota = quota
         self._pulls = remaining(quota.spends, quota.window)
         self._gets = 0
+        self._share = None if self._pulls is None else limits.pulls_per_project
+        self._spent: Counter[str] = Counter()
+        for spend in quota.spends:
+            if spend.project is not None and spend.leaves_in(quota.window) > 0:
+                self._spent[spend.project] += spend.pulls
 
-    def refusal(self, price: Cost, *, metered: bool) -> tuple[str, str] | None:
+    def refusal(self, want: Want, price: Cost, *, metered: bool) -> tuple[str, str] | None:
         """Return the code and the reason why the price cannot be paid now."""
         quota = self._quota
         if price.known_gets == 0:
@@ -314,7 +320,18 @@ class _Purse:
                 f"upstream reports {reported.remaining} pulls left, "
                 f"of which {quota.window.reserve} are the reserve",
             )
-        return None
+        return self._unfair(want, price)
+
+    def _unfair(self, want: Want, price: Cost) -> tuple[str, str] | None:
+        """Refuse what would take more than its project's share; one image is always allowed."""
+        spent = self._spent[want.only_project] if want.only_project else 0
+        if self._share is None or not spent or spent + price.known_pulls <= self._share:
+            return None
+        return (
+            "project-share",
+            f"only {want.only_project} uses it, which has {counted(spent, 'pull')} of this window "
+            f"already (limits.pulls_per_project {self._share})",
+        )
 
     def part(self) -> int:
         """Return how many pulls an image larger than an empty window may spend now."""
@@ -331,10 +348,12 @@ class _Purse:
         capacity = self._quota.window.capacity
         return capacity is not None and 0 < capacity < price.known_pulls
 
-    def pay(self, price: Cost) -> None:
+    def pay(self, want: Want, price: Cost) -> None:
         if self._pulls is not None:
             self._pulls -= price.known_pulls
         self._gets += price.known_gets
+        if want.only_project is not None:
+            self._spent[want.only_project] += price.known_pulls
 
 
 def _budget_words(quota: Quota, pulls: int, left: int) -> str:
@@ -350,12 +369,18 @@ def _first_pass(
     skip: Sequence[str],
 ) -> list[Step]:
     steps: list[Step] = []
-    siblings: dict[tuple[str, str | None], _Siblings] = {}
+    siblings: dict[_Digest, _Siblings] = {}
     for want, seen in demand:
-        same = siblings.setdefault((want.reference.name, seen.key), _Siblings())
-        purse = purses.setdefault(want.reference.registry, _Purse(_quota({}, "")))
+        reference = want.reference
+        digest = (reference.registry, reference.repository, seen.key)
+        same = siblings.get(digest, _ALONE)
+        if (purse := purses.get(reference.registry)) is None:
+            purse = purses[reference.registry] = _Purse(_UNLIMITED, limits)
         step = _decide(want, seen, same, purse, limits, skip)
-        same.note(step)
+        if isinstance(step, Copy | Defer):
+            if same is _ALONE:
+                same = siblings[digest] = _Siblings()
+            same.note(step)
         steps.append(step)
     return steps
 
@@ -391,6 +416,10 @@ class _Siblings:
         return not want.whole and set(want.platforms) <= self.platforms
 
 
+_ALONE: Final = _Siblings()
+"""Of an image whose digest no earlier step brings or waits for; never noted."""
+
+
 def _decide(
     want: Want,
     seen: Seen,
@@ -407,11 +436,11 @@ def _decide(
         if seen.failure.code in LATER:
             return Defer(want, seen, None, seen.failure.code, seen.failure.text)
         return Fail(want, seen, seen.failure)
-    if all(holding.failure for holding in seen.targets):
-        return Fail(want, seen, _first_failure(seen.targets))
-    if not seen.open_targets:
+    if not (open_targets := seen.open_targets):
+        if all(holding.failure for holding in seen.targets):
+            return Fail(want, seen, _first_failure(seen.targets))
         return Fresh(want, seen) if seen.checked is None else Fresh(want, seen, reason=_QUIET)
-    code, reason = _why(seen)
+    code, reason = _why(open_targets)
     # A sibling of one that waits, or comes in parts, may need less and go alone.
     if same.bring(want, seen):
         assert same.by is not None
@@ -427,14 +456,14 @@ def _decide(
             f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
         )
     if purse.larger(price) and (part := purse.part()) > 0:
-        purse.pay(Cost(part, part + 1))
+        purse.pay(want, Cost(part, part + 1))
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
-    if (refused := purse.refusal(price, metered=seen.metered)) is not None:
+    if (refused := purse.refusal(want, price, metered=seen.metered)) is not None:
         why_not, words = refused
         if same.waiting is not None and same.waiting.code == why_not:
             words = f"with {same.waiting.want.reference.familiar}"
         return Defer(want, seen, price, why_not, words)
-    purse.pay(price if seen.metered else replace(price, gets=0))
+    purse.pay(want, price if seen.metered else replace(price, gets=0))
     return Copy(want, seen, price, code, reason)
 
 
@@ -445,13 +474,14 @@ def _first_failure(holdings: Iterable[Holding]) -> Failure:
     return Failure("no-mirror", "no mirror is to be filled", "add one under mirrors:")
 
 
-def _why(seen: Seen) -> tuple[str, str]:
-    states = {holding.state for holding in seen.open_targets}
-    if "stale" in states:
-        return _STALE
-    if any(holding.digest is not None for holding in seen.open_targets):
-        return _PARTS
-    return _MISSING
+def _why(open_targets: Iterable[Holding]) -> tuple[str, str]:
+    why = _MISSING
+    for holding in open_targets:
+        if holding.state == "stale":
+            return _STALE
+        if holding.digest is not None:
+            why = _PARTS
+    return why
 
 
 def _price(want: Want, seen: Seen, same: _Siblings) -> Cost:
@@ -470,27 +500,48 @@ def _without_pull(want: Want, seen: Seen) -> Tag:
     return Tag(want, seen, "digest-there", "all of it is on the mirror, only the tag is not")
 
 
-def _quota(quotas: Mapping[str, Quota], registry: str) -> Quota:
-    return quotas.get(registry) or Quota("", NO_LIMIT, "")
+class _Calendar:
+    """When each registry's window, and a project's share of it, will have room."""
+
+    def __init__(self, quotas: Mapping[str, Quota], share: int) -> None:
+        self._quotas = quotas
+        self._share = share
+        self._registries: dict[str, Forecast] = {}
+        self._projects: dict[tuple[str, str], Forecast] = {}
+
+    def place(self, want: Want, pulls: int) -> float | None:
+        """Place pulls and return the seconds from now until their time; None if they never fit.
+
+        An image larger than an empty window comes in parts: the time is that of the first.
+        """
+        registry, project = want.reference.registry, want.only_project
+        quota = self._quotas.get(registry, _UNLIMITED)
+        window = quota.window
+        if window.capacity is None:
+            return 0.0
+        if (forecast := self._registries.get(registry)) is None:
+            forecast = self._registries[registry] = Forecast(quota.spends, window)
+        wait = forecast.place(min(pulls, max(1, window.capacity)))
+        if project is None or wait is None:
+            return wait
+        if (own := self._projects.get((registry, project))) is None:
+            spends = [spend for spend in quota.spends if spend.project == project]
+            own = Forecast(spends, Window(self._share, window.seconds))
+            self._projects[registry, project] = own
+        return max(wait, own.place(min(pulls, self._share)) or 0.0)
 
 
-def _dated(
-    step: Step,
-    forecasts: Mapping[str, Forecast],
-    quotas: Mapping[str, Quota],
-    placed: dict[tuple[str, str | None], float | None],
-    now: float,
-) -> Step:
-    """Return the step; one that waits for the budget with the time when it could go."""
-    if not isinstance(step, Defer) or step.code != "budget" or step.cost is None:
-        return step
-    registry = step.want.reference.registry
-    key = (step.want.reference.name, step.seen.key)
-    if key not in placed:
-        capacity = _quota(quotas, registry).window.capacity
-        pulls = step.cost.known_pulls
-        wait = forecasts[registry].place(
-            pulls if capacity is None else min(pulls, max(1, capacity))
-        )
-        placed[key] = None if wait is None else now + wait
-    return replace(step, until=placed[key])
+def _dated(steps: Iterable[Step], calendar: _Calendar, now: float) -> Iterator[Step]:
+    """Yield the steps; those that wait for a window with the time when they could go."""
+    placed: dict[_Digest, float | None] = {}
+    for step in steps:
+        if not isinstance(step, Defer) or step.code not in _DATED or step.cost is None:
+            yield step
+            continue
+        reference = step.want.reference
+        digest = (reference.registry, reference.repository, step.seen.key)
+        if digest not in placed:
+            wait = calendar.place(step.want, step.cost.known_pulls)
+            placed[digest] = None if wait is None else now + wait
+        until = placed[digest]
+        yield Defer(step.want, step.seen, step.cost, step.code, step.reason, until)

@@ -128,6 +128,7 @@ class Purchasing:
                 self._windows(upstream),
                 self._clock(),
                 reported,
+                image.want.only_project,
             )
             if isinstance(answer, Reservation):
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,6 +13,7 @@ from prewarm.errors import Failure, Problem, Severity
 from prewarm.manifest import Manifest
 from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
 from prewarm.platforms import ALL
+from prewarm.rank import position
 from prewarm.words import counted, size_words
 
 UPSTREAM_CODES: Final = frozenset(
@@ -43,6 +44,9 @@ class Report:
     problems: tuple[Problem, ...]
     ended: int | None = None
     """The exit code of a run that a signal ended early."""
+    whole: bool = True
+    """Whether all that is wanted is here, not only images that a person named: their places are
+    ranks then."""
 
     @property
     def exit_code(self) -> int:
@@ -134,10 +138,20 @@ def to_json(report: Report) -> dict[str, Any]:
         "budgets": {
             name: budget_json(quota, report.finished) for name, quota in report.quotas.items()
         },
-        "images": [image_json(outcome) for outcome in report.outcomes],
+        "images": [{**image_json(outcome), "reason": why} for outcome, why in explained(report)],
         "problems": [problem_json(problem) for problem in report.problems],
         "summary": summary(report.outcomes),
     }
+
+
+def explained(report: Report) -> Iterator[tuple[Outcome, str]]:
+    """Yield each outcome with its reason, which ends with its rank and why it has that."""
+    for rank, outcome in enumerate(report.outcomes, 1):
+        step = outcome.step
+        if report.whole and not isinstance(step, Skip | Fail):
+            yield outcome, f"{step.reason}; {position(step.want, rank, report.finished)}"
+        else:
+            yield outcome, step.reason
 
 
 def problem_json(problem: Problem) -> dict[str, str]:

@@ -25,6 +25,7 @@ from prewarm.gate import Gate
 from prewarm.ledger import Known, Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
 from prewarm.plan import Copy, Defer, Plan, Quota, Seen, Step, Tag, action, plan
+from prewarm.rank import ranked
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import Report, distinct, planned, problems_of, to_json
 from prewarm.settings import Newest, Pin, Settings
@@ -86,7 +87,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is wanted and what was seen of it, in the order of the demand."""
+    """What is wanted and what was seen of it, in the order of the plan."""
 
     images: tuple[tuple[Want, Seen], ...]
     problems: tuple[Problem, ...] = ()
@@ -94,6 +95,8 @@ class Survey:
     """Whether the demand is all there is: no list of tags is missing."""
     tags: Mapping[Pin, tuple[str, ...]] = field(default_factory=dict)
     """What the pins with patterns mean."""
+    whole: bool = True
+    """Whether it is of all that is wanted, not only of images that a person named."""
 
 
 def named(text: str) -> Reference:
@@ -136,7 +139,10 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     if asked:
         demand = chosen(demand, asked, settings)
     seen = look(session, demand, recheck=0 if asked else settings.recheck)
-    return Survey(tuple(zip(demand, seen, strict=True)), met, not problems, tags)
+    images = zip(demand, seen, strict=True)
+    # Images that a person named keep the order given.
+    found = tuple(images) if asked else tuple(ranked(images))
+    return Survey(found, met, not problems, tags, not asked)
 
 
 def used_images(session: Session) -> tuple[UsedImage, ...]:
@@ -144,7 +150,8 @@ def used_images(session: Session) -> tuple[UsedImage, ...]:
     gitlab = session.settings.gitlab
     if gitlab is None:
         return ()
-    return session.ledger.used_images(session.clock().wall - gitlab.history)
+    now = session.clock().wall
+    return session.ledger.used_images(now - gitlab.history, now=now)
 
 
 def platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
@@ -444,6 +451,7 @@ def report_of(
         outcomes,
         distinct(problems),
         session.ended(),
+        seen.whole,
     )
 
 

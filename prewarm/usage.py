@@ -7,6 +7,7 @@ apart, and `used` joins the two.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from prewarm.definitions import Definition, JobImage, base_name, read_definition
 from prewarm.evaluate import Evaluation
 from prewarm.expansion import PER_RUN, unknown
-from prewarm.history import plain
+from prewarm.history import DAY, plain
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.settings import Mirror
 from prewarm.traces import Trace
@@ -32,6 +33,8 @@ _CONTAINERS: Final = re.compile(r"docker|kubernetes")
 """Executors that start a container for the job."""
 TOOLS_MAX: Final = 20
 """Images of build tools that one trace may add: its author controls every word."""
+HALF_LIFE: Final = 7.0
+"""Days after which a run weighs half as much."""
 _PORT: Final = re.compile(r"(.+)_(\d{1,5})")
 
 BARE: Final = "names no image: the runner's own default is used"
@@ -81,6 +84,8 @@ class Runs:
     runs: int
     pull_failures: int
     last: float
+    day: int = 0
+    """Since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class Logged:
     platform: str | None
     runs: int
     last: float
+    day: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,9 @@ class UsedImage:
     jobs_on: tuple[tuple[str, int], ...] = ()
     """How many of the jobs ran on machines of each platform; a runner of several counts for each,
     one of an unknown platform for none."""
+    weights: tuple[tuple[str, float], ...] = ()
+    """The projects by their paths, each with its runs, which halve in weight every week; empty
+    where the time was not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +315,15 @@ class _Use:
     projects: set[int] = field(default_factory=set)
     platforms: Counter[str] = field(default_factory=Counter)
     """Each with the jobs that ran there."""
+    weights: Counter[int] = field(default_factory=Counter)
+    """By project, in millionths of a run: whole numbers add up alike in any order."""
     jobs: int = 0
     failures: int = 0
     last: float = 0.0
 
-    def add_runs(self, runs: Iterable[Runs], platforms: Collection[str]) -> None:
+    def add_runs(self, runs: Iterable[Runs], platforms: Collection[str], now: float) -> None:
         for one in runs:
+            self.weights[one.project] += _decayed(one.runs, one.day, now)
             self.jobs += one.runs
             self.failures += one.pull_failures
             self.last = max(self.last, one.last)
@@ -319,7 +331,8 @@ class _Use:
             for platform in platforms or filter(None, one.platform.split(",")):
                 self.platforms[platform] += one.runs
 
-    def add_logged(self, logged: Logged) -> None:
+    def add_logged(self, logged: Logged, now: float) -> None:
+        self.weights[logged.project] += _decayed(logged.runs, logged.day, now)
         self.projects.add(logged.project)
         self.kinds.add(logged.kind)
         self.sources.add("runner-log")
@@ -333,8 +346,12 @@ def used(
     rows: Mapping[tuple[int, str], Sequence[Row]],
     runs: Mapping[tuple[int, str], Sequence[Runs]],
     logged: Iterable[Logged] = (),
+    now: float | None = None,
+    paths: Mapping[int, str] | None = None,
 ) -> tuple[UsedImage, ...]:
-    """Return the images that the jobs used, the most used first."""
+    """Return the images that the jobs used, the most used first; `now` is in epoch seconds."""
+    at = now or 0.0
+    names = dict(paths or {})
     found: dict[tuple[str, str | None], _Use] = {}
     for (project, job), named_there in rows.items():
         images: dict[tuple[str, str | None], list[Row]] = {}
@@ -347,16 +364,32 @@ def used(
             use.kinds.update(_SHOWN_AS.get(row.kind, row.kind) for row in mine)
             use.sources.update(row.source for row in mine)
             platforms = {row.platform for row in mine if row.platform}
-            use.add_runs(runs.get((project, job), ()), platforms)
+            use.add_runs(runs.get((project, job), ()), platforms, at)
             use.platforms.update(dict.fromkeys(platforms, 0))
     for one in logged:
         if one.reference is not None:
-            found.setdefault((one.reference, one.via), _Use()).add_logged(one)
-    images_used = [_image(key, use) for key, use in found.items()]
+            names.setdefault(one.project, one.path)
+            found.setdefault((one.reference, one.via), _Use()).add_logged(one, at)
+    images_used = [
+        _image(key, use, () if now is None else _weights(use, names)) for key, use in found.items()
+    ]
     return tuple(sorted(images_used, key=lambda one: (-one.jobs, one.reference, one.via or "")))
 
 
-def _image(key: tuple[str, str | None], use: _Use) -> UsedImage:
+def _decayed(runs: int, day: int, now: float) -> int:
+    age = max(0.0, now // DAY - day)
+    return round(runs * 1e6 * math.pow(2.0, -age / HALF_LIFE))
+
+
+def _weights(use: _Use, names: Mapping[int, str]) -> tuple[tuple[str, float], ...]:
+    return tuple(
+        sorted((names.get(one, f"project {one}"), use.weights[one] / 1e6) for one in use.projects)
+    )
+
+
+def _image(
+    key: tuple[str, str | None], use: _Use, weights: tuple[tuple[str, float], ...]
+) -> UsedImage:
     reference, via = key
     return UsedImage(
         reference,
@@ -369,6 +402,7 @@ def _image(key: tuple[str, str | None], use: _Use) -> UsedImage:
         via,
         use.failures,
         tuple(sorted(use.platforms.items())),
+        weights,
     )
 
 

@@ -401,11 +401,17 @@ class Uses:
 
     # Demand
 
-    def used_images(self, since: float, project: int | None = None) -> tuple[UsedImage, ...]:
-        """Return the images that CI names, with their uses since then, the most used first."""
+    def used_images(
+        self, since: float, project: int | None = None, now: float | None = None
+    ) -> tuple[UsedImage, ...]:
+        """Return the images that CI names, with their uses since then, the most used first.
+
+        With `now`, in epoch seconds, each has the weights of the projects that use it.
+        """
         with self._reading():
             rows, runs = self._joined(since, project)
-            return used(rows, runs, self._logged(since, project))
+            paths = dict(self._select("SELECT id, path FROM projects"))
+            return used(rows, runs, self._logged(since, project), now, paths)
 
     def unresolved_images(
         self, since: float, project: int | None = None
@@ -432,11 +438,12 @@ class Uses:
 
     def _logged(self, since: float, project: int | None) -> list[Logged]:
         return [
-            Logged(number, path, kind, text, reference, via or None, platform or None, runs, last)
-            for number, path, kind, text, reference, via, platform, runs, last in self._select(
-                """SELECT project, path, kind, text, reference, via, platform, SUM(runs), MAX(last)
+            Logged(number, path, kind, text, reference, via or None, platform or None, *sums)
+            for number, path, kind, text, reference, via, platform, *sums in self._select(
+                """SELECT project, path, kind, text, reference, via, platform, SUM(runs), MAX(last),
+                          day
                    FROM log_uses WHERE day >= :day AND project = COALESCE(:project, project)
-                   GROUP BY project, path, kind, text, reference, via, platform""",
+                   GROUP BY project, path, kind, text, reference, via, platform, day""",
                 day=_day(since),
                 project=project,
             )
@@ -487,8 +494,9 @@ _ROWS: Final = """
     SELECT project, job, kind, text, reference, unresolved, source, certain, platform, via, question
     FROM job_images"""
 _RUNS: Final = """
-    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last) FROM job_runs
-    WHERE day >= :day AND project = COALESCE(:project, project) GROUP BY project, job, platform"""
+    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last), day FROM job_runs
+    WHERE day >= :day AND project = COALESCE(:project, project)
+    GROUP BY project, job, platform, day"""
 
 
 def _run_values(key: Key, count: Count) -> dict[str, Any]:

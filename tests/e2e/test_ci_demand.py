@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,44 @@ def test_sync_orders_what_ci_used_by_its_jobs(ci: Ci, box: Sandbox) -> None:
     done = ci.host.sync()
     assert done.actions == [("b:1", "copy"), ("c:1", "copy"), ("a:1", "defer")]
     assert ci.host.run("status", "--json").json["coverage"] == round(6 / 7, 4)
+
+
+def test_sync_gives_one_project_no_more_than_its_share_of_a_window(ci: Ci, box: Sandbox) -> None:
+    push(box, *(f"library/{name}:1" for name in "abcd"))
+    for name in "abcd":
+        ci.jobs(f"team/{name}", f"{name}:1", 1)
+    loud = "".join(f"{name}:\n  image: {name}:1\n  script: [x]\n" for name in ("k", "l", "m"))
+    push(box, *(f"library/{name}:1" for name in "klm"))
+    project = ci.site.add_project("loud/app", loud)
+    for name in "klmklmkl":
+        ci.site.add_job(project, name)
+    registries = {"docker.io": {"endpoint": box.hub.url, "budget": {"pulls": 20, "window": "6h"}}}
+    ci.configure([], registries=registries, limits={"pulls_per_project": 2})
+    done = ci.host.sync()
+    assert done.named("copy") == ["k:1", "l:1", "a:1", "b:1", "c:1", "d:1"]
+    late = done.image("m:1")
+    assert (late["action"], late["code"]) == ("defer", "project-share")
+    assert "loud/app" in late["reason"]
+    wait = host.epoch(late["until"]) - host.epoch(done.report["started"])
+    assert wait == pytest.approx(6 * 3600, abs=60)
+
+    # The ledger remembers whose they were; half the window later nothing has changed.
+    ci.host.let_time_pass(3 * 3600)
+    assert ci.host.sync().named("defer") == ["m:1"]
+    ci.host.let_time_pass(3 * 3600 + 60)
+    assert ci.host.sync().named("copy") == ["m:1"]
+
+
+def test_sync_of_a_named_image_asks_for_no_share(ci: Ci, box: Sandbox) -> None:
+    push(box, "library/a:1", "library/b:1")
+    text = "a:\n  image: a:1\n  script: [x]\nb:\n  image: b:1\n  script: [x]\n"
+    project = ci.site.add_project("team/app", text)
+    for name in "aab":
+        ci.site.add_job(project, name)
+    registries = {"docker.io": {"endpoint": box.hub.url, "budget": {"pulls": 20, "window": "6h"}}}
+    ci.configure([], registries=registries, limits={"pulls_per_project": 1})
+    assert ci.host.sync().actions == [("a:1", "copy"), ("b:1", "defer")]
+    assert ci.host.sync("b:1").actions == [("b:1", "copy")]
 
 
 def test_sync_skips_what_ci_names_and_the_mirror_may_not_hold(ci: Ci, box: Sandbox) -> None:
@@ -225,9 +264,12 @@ def test_sync_of_a_whole_site_warms_what_most_jobs_used_within_the_budget(
     for repository, mark, selector in (best, worst):
         ci.host.pulled(repository, f"{mark}{selector}", AMD)
 
-    # The rest waits for the budget, the most used first, and comes in that order.
+    # The rest waits for the budget: nothing before what more jobs of more projects wait for.
     waiting = [f"docker.io/{one}" for one in fully_qualified(done.named("defer"))]
-    assert waiting == ranked[9:]
+    assert set(waiting) == set(ranked[9:])
+    users = {one["image"]: one["projects"] for one in done.report["images"]}
+    for first, second in pairwise(waiting):
+        assert served[first] >= served[second] or users[first] >= users[second]
     assert {done.image(host.familiar(one))["code"] for one in waiting} == {"budget"}
     assert all(done.image(host.familiar(one))["until"] for one in waiting)
     assert ci.host.charged() == 9
@@ -236,7 +278,7 @@ def test_sync_of_a_whole_site_warms_what_most_jobs_used_within_the_budget(
     assert coverage == pytest.approx(expected, abs=0.0001)
     ci.host.let_time_pass(6 * 3600 + 1)
     later = ci.host.sync()
-    assert [f"docker.io/{one}" for one in fully_qualified(later.named("copy"))] == ranked[9:]
+    assert [f"docker.io/{one}" for one in fully_qualified(later.named("copy"))] == waiting
     assert ci.host.run("status", "--json").json["coverage"] == 1.0
 
 

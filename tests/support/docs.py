@@ -22,7 +22,6 @@ _WRITTEN: Final = "<!-- Written by `python -m tests.support.docs`; change {sourc
 NOT_YET: Final = (
     "mirrors[].max_size",
     "mirrors[].keep",
-    "limits.pulls_per_project",
     "metrics",
     "notify",
 )

@@ -127,7 +127,7 @@ def test_to_json_is_the_document_of_the_contract() -> None:
                 "last_used": None,
                 "action": "copy",
                 "code": "missing",
-                "reason": "not on the mirror",
+                "reason": "not on the mirror; rank 1: pinned at images.yml:3",
                 "digest": LONE.digest,
                 "platforms": ["linux/amd64"],
                 "pulls": 1,

@@ -1,0 +1,108 @@
+"""Ranking: in which order the plan takes the images, and why each has its place (pure).
+
+Pins come first, in the order of the file. What CI uses follows: first what jobs failed to pull,
+then by what each pull gains, so that what costs none comes first. What needs nothing is last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from prewarm.demand import Want
+from prewarm.plan import Seen, cost
+from prewarm.words import counted
+
+STALE_GAIN: Final = 0.25
+"""What a copy gains where a mirror serves an older one meanwhile, against one that has none."""
+
+_NEEDED_FAILED, _NEEDED, _NOT_NEEDED = range(3)
+
+_Pair = tuple[Want, Seen]
+
+
+def ranked(demand: Iterable[tuple[Want, Seen]]) -> list[tuple[Want, Seen]]:
+    """Return the demand in the order of the plan, whatever its own order but that of the pins.
+
+    Tags of one digest share its pulls and stand together. Ties go by reference.
+    """
+    pinned: list[_Pair] = []
+    brought: set[object] = set()
+    digests: dict[object, list[_Pair]] = {}
+    for pair in demand:
+        want, seen = pair
+        key = _digest(want, seen)
+        if want.pinned:
+            pinned.append(pair)
+            brought.add(key)
+        elif (same := digests.get(key)) is None:
+            digests[key] = [pair]
+        else:
+            same.append(pair)
+    order = []
+    for key, members in digests.items():
+        if len(members) > 1:
+            members.sort(key=_within)
+        order.append((*_place(members, free=key in brought), *_name(members[0]), members))
+    order.sort()
+    return [*pinned, *(pair for *_, members in order for pair in members)]
+
+
+def per_pull(gain: float, pulls: int) -> float:
+    """Return what each pull gains; the highest goes first, and what costs none before all."""
+    return gain / pulls if pulls else math.inf
+
+
+def position(want: Want, rank: int, now: float) -> str:
+    """Return in words why the want has its rank; `now` is seconds since the epoch."""
+    if want.pinned:
+        return f"rank {rank}: pinned at {want.where}"
+    uses = f"{counted(want.jobs, 'job')} of {counted(want.projects, 'project')}"
+    failed = f", {want.pull_failures} failed to pull it" if want.pull_failures else ""
+    last = "" if want.last_used is None else f", last used {_ago(now - want.last_used)}"
+    return f"rank {rank}: {uses}{failed}{last}"
+
+
+def _digest(want: Want, seen: Seen) -> object:
+    reference = want.reference
+    if seen.descriptor is None:
+        return reference
+    return reference.registry, reference.repository, seen.descriptor.digest
+
+
+def _name(pair: _Pair) -> tuple[str, str, str, str]:
+    """The order of references; each is wanted once, so that no two are alike."""
+    reference = pair[0].reference
+    return reference.registry, reference.repository, reference.tag or "", reference.digest or ""
+
+
+def _within(pair: _Pair) -> tuple[bool, float, tuple[str, str, str, str]]:
+    want, _ = pair
+    return not want.pull_failures, -want.weight, _name(pair)
+
+
+def _place(members: Sequence[_Pair], *, free: bool) -> tuple[int, float]:
+    """Return where the tags of one digest belong: their class, and what a pull gains, negated."""
+    gain, pulls, needed, failed = 0.0, 0, False, False
+    for want, seen in members:
+        open_targets = () if seen.failure is not None else seen.open_targets
+        if not open_targets:
+            continue
+        stale = all(holding.state == "stale" for holding in open_targets)
+        needed = True
+        # What failed while the mirror serves an older one had another cause, or was long ago.
+        failed = failed or (want.pull_failures > 0 and not stale)
+        gain += want.weight * (STALE_GAIN if stale else 1.0)
+        if not free:
+            pulls = max(pulls, 1 if seen.descriptor is None else cost(want, seen).known_pulls)
+    if not needed:
+        return _NOT_NEEDED, -sum(want.weight for want, _ in members)
+    return _NEEDED_FAILED if failed else _NEEDED, -per_pull(gain, pulls)
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return "just now"
