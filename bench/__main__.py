@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from bench import differential, measures, scan
+from bench import differential, measures, planning, scan
 from bench.measures import Hundred, Large, Took
 from bench.scan import Scanned, Scans
 
@@ -41,7 +41,7 @@ _TAIL: Final = """\
 """
 
 
-def table(hundred: Hundred, large: Large, scans: Scans, start_up: float) -> str:
+def table(hundred: Hundred, large: Large, scans: Scans, planned: float, start_up: float) -> str:
     """Return the results as a Markdown table."""
     ours, direct = statistics.median(large.prewarm), statistics.median(large.direct)
     size = measures.LARGE_LAYERS * measures.LARGE_LAYER // 10**6
@@ -62,6 +62,7 @@ def table(hundred: Hundred, large: Large, scans: Scans, start_up: float) -> str:
         _scan_row("through the runners", scans.runners, scans),
         _scan_row("project by project", scans.projects, scans),
         _scan_row("again, nothing new", scans.again, scans),
+        (f"rank and plan {planning.IMAGES} images", f"{planned:.2f} s", "", "", ""),
         ("`prewarm --help`", f"{start_up:.3f} s", "", "", ""),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -109,8 +110,8 @@ def _version(program: str) -> str:
 def main(write: bool) -> None:
     """Measure, and print a Markdown table; compare with gitlab-ci-local; about four minutes."""
     click.echo("measuring, about two minutes …", err=True)
-    start_up = measures.start_up()
-    results = table(measures.hundred(), measures.large(), scan.measure(), start_up)
+    alone = (planning.seconds(), measures.start_up())
+    results = table(measures.hundred(), measures.large(), scan.measure(), *alone)
     click.echo(results)
     click.echo(f"\n{machine()}\n")
     if write:

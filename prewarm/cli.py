@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prewarm")
 
+GARBAGE: Final = (50_000, 50)
+"""How seldom Python looks for garbage: a large site makes some hundred thousand values that all
+live on, and looking among them again and again takes a third of the time of a plan."""
+
 _BUG: Final = 3
 _ISSUES: Final = "please report it with the lines above"
 
@@ -622,9 +626,7 @@ def _log_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code (CONTRACT, 1)."""
     output = streams.settle()
-    # A large site makes some hundred thousand values that all live on: looking for garbage among
-    # them again and again takes a third of the time of a plan.
-    gc.set_threshold(50_000, 50)
+    gc.set_threshold(*GARBAGE)
     _log_to_stderr(verbose=False, quiet=False, as_json=_wants_json_log(sys.argv[1:]))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
