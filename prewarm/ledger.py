@@ -767,13 +767,13 @@ class Ledger(Uses):
             id=run,
         )
 
-    def runs(self, newest: int) -> tuple[Run, ...]:
-        """Return the newest runs, the newest first."""
+    def runs(self, newest: int, skip: int = 0) -> tuple[Run, ...]:
+        """Return the newest runs but the first `skip`, the newest first."""
         return self._rows(
             Run,
             """SELECT id, started, finished, exit_code, report FROM runs
-               ORDER BY started DESC, id DESC LIMIT :newest""",
-            {"newest": newest},
+               ORDER BY started DESC, id DESC LIMIT :newest OFFSET :skip""",
+            {"newest": newest, "skip": skip},
         )
 
     def note_copy(

@@ -470,7 +470,8 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
         ledger.forget_states(report.started)
     if whole:
         _tidy(session, report, now)
-    ledger.finish_run(report.run, report.exit_code, json.dumps(to_json(report)), now)
+    document = {**to_json(report), "whole": whole}
+    ledger.finish_run(report.run, report.exit_code, json.dumps(document), now)
 
 
 def _tidy(session: Session, report: Report, now: Moment) -> None:
