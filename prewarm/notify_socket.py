@@ -8,8 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from typing import Final
 
 log = logging.getLogger("prewarm")
+
+SILENCE: Final = 1200.0
+"""Seconds after which somebody who gave no sign of life hangs: GitLab's rate limit lets a scan wait
+for 15 minutes, longer than any answer is waited for."""
 
 
 class NotifySocket:
@@ -45,18 +50,29 @@ def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 class Watchdog:
-    """Pings from a thread of its own for as long as the daemon said that it will be busy."""
+    """Pings from a thread of its own for as long as the daemon goes on.
+
+    It is to end a daemon that hangs: systemd starts it anew, and the next sync goes on. A sync may
+    take hours, with a single copy; but each of its loops looks every now and then whether it is to
+    be ended, and that look is its sign of life (`beat`).
+    """
 
     def __init__(self, notify: NotifySocket, interval: float | None) -> None:
         self._notify = notify
         self._interval = interval
         self._until = 0.0
+        self._beaten = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ping, name="watchdog", daemon=True)
 
     def allow(self, seconds: float) -> None:
-        """Progress was made; the next is heard of within so many seconds."""
-        self._until = time.monotonic() + seconds
+        """The daemon goes on; it says so again within so many seconds."""
+        self.beat()
+        self._until = self._beaten + seconds
+
+    def beat(self) -> None:
+        """Somebody is at work."""
+        self._beaten = time.monotonic()
 
     def __enter__(self) -> Watchdog:
         if self._interval is not None:
@@ -70,7 +86,7 @@ class Watchdog:
 
     def _ping(self) -> None:
         while not self._ended.wait(self._interval):
-            if time.monotonic() < self._until:
+            if time.monotonic() < min(self._until, self._beaten + SILENCE):
                 self._notify.send("WATCHDOG=1")
 
 
