@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from prewarm.errors import ConfigError, PrewarmError, UsageError
 from prewarm.home import home_folder
 
 if TYPE_CHECKING:
-    from prewarm.errors import Problem
     from prewarm.findings import Scan
     from prewarm.ledger import Known, Ledger
     from prewarm.report import Report
@@ -188,7 +188,7 @@ def run(options: Global) -> int:
     SIGHUP reads images.yml again, and keeps the old one where the new one is invalid.
     """
     from prewarm import clock
-    from prewarm.daemon import SLACK, SLICE, Daemon
+    from prewarm.daemon import Daemon, last_run
     from prewarm.notify_socket import (
         NotifySocket,
         Watchdog,
@@ -200,9 +200,9 @@ def run(options: Global) -> int:
     settings = options.settings()
     path = _state_path(settings)
     with _reading(path) as ledger:
-        runs = ledger.runs(100)
-    # A run that was cut short has to be gone on with.
-    done = (one.started for one in runs if one.exit_code is not None and one.exit_code < 128)
+        # One by one: each has its report with it.
+        runs = (run for number in range(100) for run in ledger.runs(1, skip=number))
+        started, unfinished = last_run(runs)
     notify = NotifySocket(take_address(os.environ))
 
     def synced(current: Settings) -> Report:
@@ -212,7 +212,7 @@ def run(options: Global) -> int:
         _signals() as (wait, reload_asked),
         Watchdog(notify, watchdog_interval(os.environ, os.getpid())) as watchdog,
     ):
-        watchdog.allow(SLICE + SLACK)
+        _stopping.looked = watchdog.beat
         notify.send("READY=1")
         Daemon(
             settings,
@@ -225,7 +225,7 @@ def run(options: Global) -> int:
             tell=lambda text: notify.send(f"STATUS={' '.join(text.split())}"),
             alive=watchdog.allow,
             reloading=lambda begins: notify.send(*(reloading() if begins else ("READY=1",))),
-        ).serve(next(done, None))
+        ).serve(started, unfinished=unfinished)
         notify.send("STOPPING=1")
     return 0
 
@@ -242,6 +242,7 @@ def _signals() -> Iterator[tuple[Callable[[float], None], Callable[[], bool]]]:
     def wait(seconds: float) -> None:
         if select.select([reader], [], [], seconds)[0]:
             reader.recv(4096)
+        time.tzset()  # the machine's zone may have been set anew
 
     def reload_asked() -> bool:
         was = bool(asked)
@@ -413,10 +414,10 @@ def check(options: Global, file: str | None) -> int:
     try:
         settings = load(path)
     except ConfigError as error:
-        click.echo("\n".join(map(_problem_line, error.problems)))
+        click.echo("\n".join(problem.line for problem in error.problems))
         return error.exit_code
     for problem in settings.problems:
-        click.echo(_problem_line(problem))
+        click.echo(problem.line)
     if settings.problems:
         return UsageError.exit_code
     click.echo(f"{path}: good, {counted(len(settings.pins), 'pin')}")
@@ -443,11 +444,6 @@ def doctor(options: Global, as_json: bool) -> int:
     checkup = examine(place)
     show_checkup(checkup, as_json=as_json)
     return checkup.exit_code
-
-
-def _problem_line(problem: Problem) -> str:
-    """Return a problem of images.yml as `FILE:LINE: key: problem, cure` (CONTRACT, 1)."""
-    return ", ".join(filter(None, (f"{problem.where}: {problem.problem}", problem.cure)))
 
 
 @cli.command()
@@ -580,7 +576,23 @@ def _writing(
 
 # -- signals, log, errors ---------------------------------------------------------------------
 
-_stopping = threading.Event()
+
+class _Stop(threading.Event):
+    """Set when the run is to end."""
+
+    looked: Callable[[], None] = staticmethod(lambda: None)
+    """Told of each look: every loop that works looks here, so whoever looks is alive."""
+
+    def is_set(self) -> bool:
+        self.looked()
+        return super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.looked()
+        return super().wait(timeout)
+
+
+_stopping = _Stop()
 _signalled: list[int] = []
 
 
@@ -673,7 +685,7 @@ def _guarded(command: Callable[[], object]) -> int:
         code = UsageError.exit_code
     except ConfigError as error:
         for problem in error.problems:
-            _tell(_problem_line(problem))
+            _tell(problem.line)
         code = error.exit_code
     except PrewarmError as error:
         _tell(f"prewarm: {error.text}; {error.cure}")

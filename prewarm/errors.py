@@ -100,6 +100,11 @@ class Problem:
             told = f"{self.where}: {told}"
         return f"{told}; {self.cure}" if self.cure else told
 
+    @property
+    def line(self) -> str:
+        """A problem of images.yml as `FILE:LINE: key: problem, cure` (CONTRACT, 1)."""
+        return ", ".join(filter(None, (f"{self.where}: {self.problem}", self.cure)))
+
 
 class ConfigError(UsageError):
     """`images.yml` has errors; all of them are in `problems`, one line each."""
