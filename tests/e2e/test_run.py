@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def hear(supervisor: socket.socket, what: str) -> str:
 def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socket) -> None:
     for name in ("one", "two"):
         host.box.push(f"library/{name}", "1")
-    host.configure(["one:1"], schedule="every 1m")
+    host.configure(["one:1"], schedule="every 6h")
     address = supervisor.getsockname().decode().replace("\0", "@")
     env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}
     mirror = host.box.mirrors[0]
@@ -58,7 +57,9 @@ def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socke
             hear(supervisor, "READY=1")
             assert "kept the old images.yml" in hear(supervisor, "STATUS=")
 
-            host.config.write_text(good.replace("- one:1", "- one:1\n- two:1"))
+            # The new timetable counts from the sync before.
+            good = good.replace("- one:1", "- one:1\n- two:1")
+            host.config.write_text(good.replace("every 6h", "every 1m"))
             process.send_signal(signal.SIGHUP)
             hear(supervisor, "RELOADING=1")
             wait_until(lambda: "library/two" in mirror.catalog(), "second run", seconds=75)
@@ -69,31 +70,45 @@ def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socke
             _, stderr = process.communicate(timeout=20)
             assert time.monotonic() - sent < 5
             assert process.returncode == 143
-            assert "images.yml:2: mirors" in stderr
+            assert "\nimages.yml:2: mirors: " in stderr
             hear(supervisor, "STOPPING=1")
         finally:
             process.kill()
     assert host.charged() == 2
 
 
-def test_run_killed_goes_on_and_pays_nothing_twice(host: Host) -> None:
-    names = [f"app{n}" for n in range(3)]
-    for name in names:
+def test_run_after_a_sync_of_a_named_image_does_the_rest_at_once(host: Host) -> None:
+    for name in ("one", "two"):
         host.box.push(f"library/{name}", "1")
-    host.configure([f"{name}:1" for name in names], limits={"parallel": 1})
+    host.configure(["one:1", "two:1"])
+    host.sync("one:1")
     mirror = host.box.mirrors[0]
+    with start_prewarm(["run"], host.folder, config=host.config) as process:
+        try:
+            wait_until(lambda: "library/two" in mirror.catalog(), "the other image")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 143
+    assert host.charged() == 2
 
-    def warm(least: int) -> bool:
-        return sum(bool(mirror.tags(f"library/{name}")) for name in names) >= least
 
-    for ending, whole in ((signal.SIGKILL, 1), (signal.SIGTERM, 3)):
-        with start_prewarm(["run"], host.folder, config=host.config) as process:
-            try:
-                wait_until(partial(warm, whole), "copied image")
-                process.send_signal(ending)
-                process.communicate(timeout=20)
-            finally:
-                process.kill()
-    asked = [entry.reference for entry in host.box.hub.access.gets()]
-    assert len(asked) == len(set(asked))
-    assert host.charged() == 3
+def test_run_after_a_whole_sync_waits_for_the_timetable(
+    host: Host, supervisor: socket.socket
+) -> None:
+    host.box.push("library/one", "1")
+    host.configure(["one:1"])
+    host.sync()
+    host.forget_requests()
+    address = supervisor.getsockname().decode().replace("\0", "@")
+    with start_prewarm(
+        ["run"], host.folder, config=host.config, env={"NOTIFY_SOCKET": address}
+    ) as process:
+        try:
+            hear(supervisor, "STATUS=next sync")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert list(host.box.hub.access) == []

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 
@@ -50,16 +51,20 @@ class Running:
 
 
 @contextmanager
-def running(host: Host) -> Iterator[Running]:
+def running(host: Host, *args: str, **keys: Any) -> Iterator[Running]:
+    """Yield it while it waits; `args` are those of prewarm, `keys` of images.yml."""
     box = host.box
     images = [box.push(f"library/app{n}", "1", platforms=[AMD, ARM]) for n in range(len(PINS))]
-    host.configure(PINS, limits={"parallel": 1})
+    host.configure(PINS, limits={"parallel": 1}, **keys)
     layer = digest_of(images[STUCK].child(AMD).blobs[1])
     box.hub.cdn.faults.add(Fault("GET", f"*{layer[7:]}*", hang=60, count=None))
     temporary = host.folder / "tmp"
     temporary.mkdir()
     with start_prewarm(
-        ["sync", "--json"], host.folder, config=host.config, env={"TMPDIR": str(temporary)}
+        args or ("sync", "--json"),
+        host.folder,
+        config=host.config,
+        env={"TMPDIR": str(temporary)},
     ) as process:
         try:
             wait_until(
@@ -160,3 +165,52 @@ def test_sync_killed_leaves_a_usable_state_and_no_skopeo(host: Host) -> None:
         wait_until(lambda: not run.skopeos(), "end of skopeo", seconds=15)
         assert host.run("status").returncode == 0
         assert_resumes(run)
+
+
+def test_run_terminated_in_a_sync_ends_soon_and_the_next_goes_on(host: Host) -> None:
+    with running(host, "run") as run:
+        _, stderr, seconds = run.end(signal.SIGTERM)
+        assert run.process.returncode == 143
+        assert seconds < 8
+        assert run.skopeos() == []
+        assert "Traceback" not in stderr
+        told = host.run("status", "--json").json
+        assert told["last_sync"]["exit"] == 143
+        assert told["last_sync"]["copied"] == 2
+        assert_resumes(run)
+
+
+def test_run_killed_in_a_sync_goes_on_at_once_within_the_budget(host: Host) -> None:
+    budget = {"pulls": 4, "window": "6h", "reserve": 0}
+    registries = {"docker.io": {"endpoint": host.box.hub.url, "budget": budget}}
+    mirror = host.box.mirrors[0]
+    with running(host, "run", registries=registries) as run:
+        host.box.hub.cdn.faults.clear()
+        run.end(signal.SIGKILL)
+        before = host.charged()
+        with host.config.open("a") as config:
+            config.write("schedule: 19:00\n")  # not what wakes it
+        with start_prewarm(["run"], host.folder, config=host.config) as again:
+            try:
+                wait_until(lambda: bool(mirror.tags("library/app3")), "the fourth image")
+                assert again.stderr is not None
+                while "1 deferred" not in (line := again.stderr.readline()):
+                    assert line
+                again.send_signal(signal.SIGTERM)
+                again.communicate(timeout=20)
+                assert again.returncode == 143
+            finally:
+                again.kill()
+    assert before == 3
+    assert host.charged() == 4
+    asked = [entry.reference for entry in host.box.hub.access.gets()]
+    assert len(asked) == len(set(asked)) == 8
+
+
+def test_run_told_to_reload_in_a_sync_goes_on_with_it(host: Host) -> None:
+    with running(host, "run") as run:
+        run.process.send_signal(signal.SIGHUP)
+        assert run.skopeos()
+        _, stderr, _ = run.end(signal.SIGTERM)
+        assert run.process.returncode == 143
+        assert stderr.count("ending") == 1
