@@ -116,6 +116,9 @@ def show_status(status: Status, *, as_json: bool) -> None:
         _say(f"{name} ({budget['account']}): {budget_words(budget)}")
     images = told["images"]
     share = "" if told["coverage"] is None else f", coverage {told['coverage']:.0%}"
+    if share and status.earlier is not None:
+        days, before = status.earlier
+        share += f" ({counted(days, 'day')} ago {before:.0%})"
     _say(
         f"{images['tracked']} images: {images['fresh']} fresh, {images['stale']} stale, "
         f"{images['missing']} missing{share}"

@@ -24,6 +24,7 @@ from prewarm import skopeo
 from prewarm.budget import window_for, window_problem
 from prewarm.clock import Clock
 from prewarm.copying import too_little_space
+from prewarm.coverage import used_of_late
 from prewarm.credentials import load as load_credentials
 from prewarm.demand import Want, patterns, skipped_by, wants, with_uses
 from prewarm.edges import open_edges
@@ -194,7 +195,7 @@ def _remembered(place: Place) -> _Memory:
         if settings.gitlab is None or not path.exists():
             return _Memory(pinned)
         with Ledger.open(path, read_only=True) as ledger:
-            used = ledger.used_images(place.clock().wall - settings.gitlab.history)
+            used = used_of_late(settings, ledger, place.clock().wall)
     except (PrewarmError, OSError):
         return _Memory(pinned)
     demand = with_uses(settings, pinned, used)

@@ -210,10 +210,18 @@ class Covered:
     served: int
     total: int
 
+    @property
+    def ratio(self) -> float | None:
+        """The share from 0 to 1, to four digits; None where there was nothing to serve."""
+        return round(self.served / self.total, 4) if self.total else None
+
 
 @dataclass(frozen=True, slots=True)
 class TagMove:
-    """A digest that a tag upstream had not had before it was asked for at this time."""
+    """A digest that a tag upstream showed, and did not show when it was asked for the time before.
+
+    The first that was ever seen of a tag is one, too, and so is an older one that it shows again.
+    """
 
     registry: str
     repository: str
@@ -583,7 +591,7 @@ class Ledger(Uses):
     def note_tag(
         self, registry: str, repository: str, tag: str, descriptor: Descriptor, now: Moment
     ) -> None:
-        """Remember what a tag upstream is now, and each digest that is new."""
+        """Remember what a tag upstream is now; a move (`TagMove`) where it was not so before."""
         values = {
             "registry": registry,
             "repository": repository,
@@ -618,7 +626,10 @@ class Ledger(Uses):
             )
 
     def tag_moves(self, since: float) -> tuple[TagMove, ...]:
-        """Return the digests that tags got since a time (epoch seconds), the oldest first."""
+        """Return what tags came to show since a time (epoch seconds), the oldest first.
+
+        One that was seen before that time and has not moved since is not among them.
+        """
         return self._rows(
             TagMove,
             """SELECT registry, repository, tag, digest, at FROM tag_moves WHERE at >= :since

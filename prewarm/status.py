@@ -7,15 +7,26 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prewarm.budget import Limit, Moment, Window
-from prewarm.ledger import Known, Ledger, Run
+from prewarm.coverage import (
+    ALL_MIRRORS,
+    answering,
+    coverages,
+    series_of,
+    used_of_late,
+    uses_of,
+    worst_states,
+)
+from prewarm.history import DAY
+from prewarm.ledger import Covered, Known, Ledger, Run
 from prewarm.observe import required_of
-from prewarm.plan import SERVED, Quota
-from prewarm.reference import parse
+from prewarm.plan import Quota
 from prewarm.report import budget_json, iso
-from prewarm.settings import Allowance, Settings
+from prewarm.settings import Allowance, Mirror, Settings
+
+_WEEK: Final = 7 * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,9 @@ class Status:
 
     document: dict[str, Any]
     """As in the JSON (CONTRACT, 3)."""
+    earlier: tuple[int, float] | None = None
+    """Days, and the coverage so long ago: a week, or as far as the series goes back; None where it
+    goes back less than a day."""
 
 
 def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> Status:
@@ -32,52 +46,57 @@ def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> S
     finished = [run for run in runs if run.report is not None]
     last = json.loads(finished[0].report or "{}") if finished else {}
     known = ledger.states()
-    uses = uses_of(settings, ledger, now)
+    uses = uses_of(settings, used_of_late(settings, ledger, now.wall))
     failing = {problem["where"] for problem in last.get("problems", [])}
-    # A mirror that did not answer has its own line; it says nothing about the others.
-    answering = tuple(one for one in known if one.mirror not in failing) or known
-    served, tracked = coverage(answering, uses)
+    covered = coverages(settings, known, uses, failing, now.wall)
+    series = {mirror: series_of(settings, ledger, now.wall, mirror) for mirror in covered}
     return Status(
         {
             "version": 1,
             "config": str(settings.path) if settings.path else None,
             "state": str(state),
             "budgets": _budgets(settings, last.get("budgets", {}), ledger, now),
-            "images": _counts(answering),
-            "coverage": round(served / tracked, 4) if tracked else None,
+            "images": _counts(answering(known, failing)),
+            "coverage": covered[ALL_MIRRORS].ratio,
+            "coverage_series": _points(series[ALL_MIRRORS]),
             "uses_unresolved": _unresolved(settings, ledger, now, uses),
-            "pull_failures_per_day": [],
+            "pull_failures_per_day": _pull_failures(settings, ledger, now),
             "last_sync": _last_sync(finished[0], last) if finished else None,
             "mirrors": [
-                _mirror(settings, url, known, ledger, last, uses) for url in _urls(settings)
+                _mirror(mirror, covered[mirror.url], series[mirror.url], ledger, last)
+                for mirror in settings.mirrors
+                if mirror.role == "target"
             ],
             "runs": [_run(run) for run in runs],
-        }
+        },
+        _earlier(series[ALL_MIRRORS], now.wall),
     )
 
 
-def uses_of(settings: Settings, ledger: Ledger, now: Moment) -> dict[str, int]:
-    """Return how many jobs of the history window used each image of the listed registries."""
-    if settings.gitlab is None:
-        return {}
-    listed = {upstream.name for upstream in settings.registries}
-    return {
-        use.reference: use.jobs
-        for use in ledger.used_images(now.wall - settings.gitlab.history)
-        if use.via is None and use.jobs and parse(use.reference).registry in listed
-    }
+def _points(series: tuple[Covered, ...]) -> list[dict[str, Any]]:
+    return [{"at": iso(one.at), "coverage": one.ratio} for one in series]
 
 
-def coverage(known: tuple[Known, ...], uses: Mapping[str, int]) -> tuple[int, int]:
-    """Return how many of CI's uses the mirrors would serve, and how many there are.
+def _earlier(series: tuple[Covered, ...], now: float) -> tuple[int, float] | None:
+    """What was so a week ago is what was noted last before then."""
+    week_old = [one for one in series if one.at <= now - _WEEK]
+    one = next(iter([*week_old[-1:], *series]), None)
+    if one is None or one.ratio is None or now - one.at < DAY:
+        return None
+    return (7 if week_old else int((now - one.at) // DAY)), one.ratio
 
-    Where no use is known every tracked image weighs the same. An image counts as served when every
-    mirror that should hold it does; a stale tag is served, too.
+
+def _pull_failures(settings: Settings, ledger: Ledger, now: Moment) -> list[int]:
+    """How many jobs failed on a pull on each day (UTC) of the history window, today last.
+
+    Whatever image it was, a known one or not. The days are those that `jobs` are counted in: of the
+    first the window holds a part. Empty where no GitLab tells of jobs.
     """
-    worst = _worst(known)
-    weights = uses or dict.fromkeys(worst, 1)
-    served = sum(jobs for image, jobs in weights.items() if worst.get(image) in SERVED)
-    return served, sum(weights.values())
+    if settings.gitlab is None:
+        return []
+    since = now.wall - settings.gitlab.history
+    failures = ledger.pull_failures(since)
+    return [failures.get(day, 0) for day in range(int(since // DAY), int(now.wall // DAY) + 1)]
 
 
 def _unresolved(settings: Settings, ledger: Ledger, now: Moment, uses: Mapping[str, int]) -> float:
@@ -87,15 +106,6 @@ def _unresolved(settings: Settings, ledger: Ledger, now: Moment, uses: Mapping[s
     since = now.wall - settings.gitlab.history
     jobs = sum(one.jobs for one in ledger.unresolved_images(since))
     return round(jobs / (jobs + sum(uses.values())), 4) if jobs else 0.0
-
-
-def _worst(known: tuple[Known, ...]) -> dict[str, str]:
-    order = {"fresh": 0, "stale": 1, "unknown": 2, "missing": 3}
-    worst: dict[str, str] = {}
-    for one in known:
-        before = worst.get(one.image, "fresh")
-        worst[one.image] = max(before, one.state, key=lambda state: order.get(state, 3))
-    return worst
 
 
 def bytes_on(ledger: Ledger, mirror: str) -> int:
@@ -117,7 +127,7 @@ def bytes_on(ledger: Ledger, mirror: str) -> int:
 
 
 def _counts(known: tuple[Known, ...]) -> dict[str, int]:
-    counted = Counter(_worst(known).values())
+    counted = Counter(worst_states(known).values())
     return {
         "tracked": sum(counted.values()),
         "fresh": counted["fresh"],
@@ -167,24 +177,19 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _urls(settings: Settings) -> list[str]:
-    return [mirror.url for mirror in settings.mirrors if mirror.role == "target"]
-
-
 def _mirror(
-    settings: Settings,
-    url: str,
-    known: tuple[Known, ...],
+    mirror: Mirror,
+    covered: Covered,
+    series: tuple[Covered, ...],
     ledger: Ledger,
     last: dict[str, Any],
-    uses: Mapping[str, int],
 ) -> dict[str, Any]:
-    served, tracked = coverage(tuple(one for one in known if one.mirror == url), uses)
-    failed = [p["code"] for p in last.get("problems", []) if p["where"] == url]
+    failed = [p["code"] for p in last.get("problems", []) if p["where"] == mirror.url]
     return {
-        "url": url,
-        "mode": next(mirror.mode for mirror in settings.mirrors if mirror.url == url),
-        "coverage": round(served / tracked, 4) if tracked else None,
-        "bytes": bytes_on(ledger, url),
+        "url": mirror.url,
+        "mode": mirror.mode,
+        "coverage": covered.ratio,
+        "coverage_series": _points(series),
+        "bytes": bytes_on(ledger, mirror.url),
         "state": failed[0] if failed else "ok" if last else "unknown",
     }

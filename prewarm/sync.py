@@ -16,6 +16,7 @@ from typing import Final
 from prewarm.budget import Moment, Window, window_for, window_problem
 from prewarm.clock import Clock
 from prewarm.copying import Carrier, Outcome, Progress, Tools
+from prewarm.coverage import coverages, used_of_late, uses_of
 from prewarm.credentials import authfile_in_memory
 from prewarm.demand import Want, chosen, patterns, skipped_by, uncovered, wants, with_uses
 from prewarm.edges import Edges
@@ -147,11 +148,7 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
 
 def used_images(session: Session) -> tuple[UsedImage, ...]:
     """Return what CI used within the history window, as far as scans have told."""
-    gitlab = session.settings.gitlab
-    if gitlab is None:
-        return ()
-    now = session.clock().wall
-    return session.ledger.used_images(now - gitlab.history, now=now)
+    return used_of_late(session.settings, session.ledger, session.clock().wall)
 
 
 def platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
@@ -468,10 +465,26 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
         _record_image(ledger, report.run, outcome, known, now)
     if whole and complete:
         ledger.forget_states(report.started)
+    _note_coverage(session, report, now, whole=whole)
     if whole:
         _tidy(session, report, now)
     document = {**to_json(report), "whole": whole}
     ledger.finish_run(report.run, report.exit_code, json.dumps(document), now)
+
+
+def _note_coverage(session: Session, report: Report, now: Moment, *, whole: bool) -> None:
+    """Note the coverage that `status` shows from now on, whatever part of the images the run did.
+
+    Where no use is known the images count, and only a whole run to its end has met them all.
+    """
+    settings, ledger = session.settings, session.ledger
+    uses = uses_of(settings, used_of_late(settings, ledger, now.wall))
+    if not uses and (not whole or session.stop.is_set()):
+        return
+    failing = {problem.where for problem in report.problems}
+    for one in coverages(settings, ledger.states(), uses, failing, now.wall).values():
+        if one.total:
+            ledger.note_coverage(one.mirror, one.served, one.total, now)
 
 
 def _tidy(session: Session, report: Report, now: Moment) -> None:

@@ -422,6 +422,15 @@ class Uses:
             paths = dict(self._select("SELECT id, path FROM projects"))
             return unresolved(rows, runs, paths)
 
+    def pull_failures(self, since: float) -> dict[int, int]:
+        """Return how many jobs failed on a pull on each day, by days since the epoch (UTC).
+
+        All that did since then, also those whose image nobody knows; days without any are left out.
+        """
+        query = """SELECT day, SUM(pull_failures) FROM job_runs
+                   WHERE day >= :day AND pull_failures > 0 GROUP BY day ORDER BY day"""
+        return dict(self._select(query, day=_day(since)))
+
     def _joined(
         self, since: float, project: int | None
     ) -> tuple[dict[tuple[int, str], list[Row]], dict[tuple[int, str], list[Runs]]]:

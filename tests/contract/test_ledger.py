@@ -22,13 +22,16 @@ from prewarm.budget import Moment, Spend, Window
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.ledger import (
     MIGRATIONS,
+    SERIES_SECONDS,
     STEP_SECONDS,
     Copied,
+    Covered,
     Known,
     Ledger,
     Refusal,
     Reservation,
     Run,
+    TagMove,
     Written,
 )
 from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
@@ -299,6 +302,24 @@ def test_tidy_forgets_only_what_no_window_holds(ledger: Ledger) -> None:
     # The wall clock set forward by years frees nothing.
     ledger.tidy(100, Moment(at(130).wall + 10**9, "boot", at(130).boot))
     assert [spend.pulls for spend in spends(ledger, at(130))] == [2, 3]
+
+
+def test_tidy_keeps_series_for_their_time_whatever_else_is_forgotten(ledger: Ledger) -> None:
+    digests = [Descriptor(OCI_MANIFEST, f"sha256:{n}", n) for n in range(3)]
+    for seconds, descriptor in zip((0, 50, SERIES_SECONDS), digests, strict=True):
+        ledger.note_coverage("", seconds, SERIES_SECONDS, at(seconds))
+        ledger.note_coverage("http://a", seconds, SERIES_SECONDS, at(seconds))
+        ledger.note_tag("docker.io", "library/x", "1", descriptor, at(seconds))
+    ledger.tidy(1, at(SERIES_SECONDS + 50))
+    for mirror in ("", "http://a"):
+        assert [one.served for one in ledger.covered(0, mirror)] == [50, SERIES_SECONDS]
+    assert [move.digest for move in ledger.tag_moves(0)] == ["sha256:1", "sha256:2"]
+    # What the tag is now is not forgotten with its moves.
+    ledger.tidy(1, at(3 * SERIES_SECONDS))
+    assert ledger.tag_moves(0) == ()
+    seen = ledger.tag("docker.io", "library/x", "1")
+    assert seen is not None
+    assert (seen.descriptor, seen.moves) == (digests[2], 2)
 
 
 HUB_LIMIT, HUB_SECONDS = 8, 200
@@ -594,6 +615,56 @@ def test_open_older_schema_is_migrated_with_its_rows(tmp_path: Path) -> None:
     assert _versions(path) == [number for number, _ in MIGRATIONS]
 
 
+def test_open_version_five_keeps_all_its_rows_and_gains_the_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prewarm.db"
+    golang = ("docker.io", "library/golang", "1.22")
+    first, second = (Descriptor(OCI_MANIFEST, f"sha256:{n}", n) for n in (1, 2))
+    with monkeypatch.context() as older:
+        older.setattr(ledger_module, "MIGRATIONS", MIGRATIONS[:5])
+        with Ledger.open(path) as ledger:
+            reserved(ledger, 3, at(0))
+            ledger.keep_manifest(Manifest(OCI_MANIFEST, b"{}"), at(0))
+            ledger.note_state("x", "http://a", "fresh", "d", at(0))
+            ledger.note_public("docker.io", "library/x", True, at(0))
+            run = ledger.start_run(at(0))
+            ledger.note_copy(run, "x", "copy", "missing", 1, 2, 3, 0.5, at(0))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        # As version 5 noted a tag: it kept no moves.
+        connection.execute(
+            "INSERT INTO tags VALUES (?, ?, ?, ?, ?, 1, ?, ?, 4)",
+            (*golang, first.digest, first.media_type, at(0).wall, at(0).wall),
+        )
+    before = _rows_of(path)
+    assert {"pulls", "manifests", "tags", "states", "visibility", "runs", "copies"} <= {
+        table for table, rows in before.items() if rows
+    }
+    Ledger.open(path).close()
+    after = _rows_of(path)
+    assert after.pop("schema_version") == [*before.pop("schema_version"), (6,)]
+    assert after == {**before, "coverage": [], "tag_moves": []}
+    with Ledger.open(path) as ledger:
+        assert spends(ledger, at(1)) == (Spend(0.0, 3, in_flight=True),)
+        # A tag that stays as it was does not move; one that moves says so, and counts on.
+        ledger.note_tag(*golang, first, at(1))
+        assert ledger.tag_moves(0) == ()
+        ledger.note_tag(*golang, second, at(2))
+        assert ledger.tag_moves(0) == (TagMove(*golang, second.digest, at(2).wall),)
+        seen = ledger.tag(*golang)
+        assert seen is not None
+        assert seen.moves == 5
+
+
+def _rows_of(path: Path) -> dict[str, list[Any]]:
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {
+            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+            for (table,) in tables.fetchall()
+        }
+
+
 def test_open_read_only_older_schema_is_read_and_left(tmp_path: Path) -> None:
     path = tmp_path / "prewarm.db"
     _older_state(path)
@@ -729,6 +800,58 @@ def test_note_tag_moves_are_counted_with_their_times(ledger: Ledger) -> None:
         assert found.descriptor == descriptor
         seen.append((found.checked - at(0).wall, found.changed - at(0).wall, found.moves))
     assert seen == [(0, 0, 0), (10, 0, 0), (20, 20, 1), (30, 20, 1)]
+
+
+def test_tag_moves_are_every_digest_that_a_tag_came_to_show(ledger: Ledger) -> None:
+    golang, other = ("docker.io", "library/golang", "1"), ("quay.io", "library/golang", "1")
+    a, b = (Descriptor(OCI_MANIFEST, f"sha256:{n}", 7) for n in "ab")
+    for tag, descriptor, seconds in [
+        (golang, a, 0),  # the first sighting
+        (golang, a, 10),
+        (other, a, 20),
+        (golang, b, 30),
+        (golang, a, 40),  # back again
+        (golang, a, 50),
+    ]:
+        ledger.note_tag(*tag, descriptor, at(seconds))
+    moves = (
+        TagMove(*golang, a.digest, at(0).wall),
+        TagMove(*other, a.digest, at(20).wall),
+        TagMove(*golang, b.digest, at(30).wall),
+        TagMove(*golang, a.digest, at(40).wall),
+    )
+    assert ledger.tag_moves(at(0).wall) == moves
+    assert ledger.tag_moves(at(30).wall) == moves[2:]
+
+
+def test_tag_moves_of_one_moment_keep_the_last(ledger: Ledger) -> None:
+    tag = ("docker.io", "library/golang", "1")
+    for digest in ("sha256:a", "sha256:b"):
+        ledger.note_tag(*tag, Descriptor(OCI_MANIFEST, digest, 7), at(0))
+    assert ledger.tag_moves(0) == (TagMove(*tag, "sha256:b", at(0).wall),)
+
+
+def test_covered_tells_each_mirror_apart_the_oldest_first(ledger: Ledger) -> None:
+    for mirror, served, seconds in [("", 3, 20), ("", 1, 0), ("http://a", 4, 0), ("", 2, 10)]:
+        ledger.note_coverage(mirror, served, 4, at(seconds))
+    assert ledger.covered(at(10).wall) == (
+        Covered(at(10).wall, "", 2, 4),
+        Covered(at(20).wall, "", 3, 4),
+    )
+    assert ledger.covered(0, "http://a") == (Covered(at(0).wall, "http://a", 4, 4),)
+    assert ledger.covered(0, "http://b") == ()
+    # Noted again at the same moment it is put right.
+    ledger.note_coverage("http://a", 5, 6, at(0))
+    assert ledger.covered(0, "http://a") == (Covered(at(0).wall, "http://a", 5, 6),)
+
+
+@pytest.mark.parametrize(
+    ("served", "total", "ratio"), [(0, 0, None), (0, 3, 0.0), (2, 3, 0.6667), (3, 3, 1.0)]
+)
+def test_covered_ratio_is_a_share_to_four_digits(
+    served: int, total: int, ratio: float | None
+) -> None:
+    assert Covered(0.0, "", served, total).ratio == ratio
 
 
 def test_written_is_selected_by_mirror_and_image(ledger: Ledger) -> None:

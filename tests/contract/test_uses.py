@@ -213,6 +213,22 @@ def test_add_pull_failure_counts_for_the_job_of_the_trace(ledger: Ledger) -> Non
     assert (image.pull_failures, ledger.ran_jobs(SINCE)[1][1].newest_failed) == (1, 7)
 
 
+def test_pull_failures_are_summed_by_day_whatever_the_image(ledger: Ledger) -> None:
+    add(
+        ledger,
+        {
+            key(): Count(3, 1, NOW, 7),
+            key(runner=2, project=2): Count(3, 2, NOW, 8),
+            key("unknown", day=DAY_0 + 2): Count(1, 1, NOW, 3),
+            key("fine", day=DAY_0 + 5): Count(4, 0, NOW, 4),
+            key(day=DAY_0 - 1): Count(5, 5, SINCE - 9, 1),
+        },
+    )
+    define(ledger, row())
+    ledger.add_pull_failure(1, "build", 7)
+    assert ledger.pull_failures(SINCE) == {DAY_0 + 2: 1, DAY_0 + 13: 4}
+
+
 def test_add_logged_adds_uses_and_moves_the_position(ledger: Ledger) -> None:
     use = LogKey(4, "team/p4", "t1", "service", "redis:7", "docker.io/library/redis:7", "", "", 0)
     uses = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prewarm.budget import Limit, Moment, Window
+from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import Ledger, Reservation
 from prewarm.plan import Quota
 from prewarm.report import Report, to_json
@@ -18,11 +19,12 @@ from prewarm.settings import (
     DOCKER_HUB,
     DOCKER_HUB_ENDPOINT,
     Allowance,
+    Gitlab,
     Mirror,
     Settings,
     Upstream,
 )
-from prewarm.status import coverage, status_of
+from prewarm.status import status_of
 
 WALL = 1_800_000_000.0
 HOURS_6 = 6 * 3600
@@ -79,11 +81,19 @@ def test_status_of_an_empty_state_is_whole(ledger: Ledger) -> None:
         "budgets": {},
         "images": {"tracked": 0, "fresh": 0, "stale": 0, "missing": 0},
         "coverage": None,
+        "coverage_series": [],
         "uses_unresolved": 0.0,
         "pull_failures_per_day": [],
         "last_sync": None,
         "mirrors": [
-            {"url": url, "mode": "push", "coverage": None, "bytes": 0, "state": "unknown"}
+            {
+                "url": url,
+                "mode": "push",
+                "coverage": None,
+                "coverage_series": [],
+                "bytes": 0,
+                "state": "unknown",
+            }
             for url in (NEAR, FAR)
         ],
         "runs": [],
@@ -166,7 +176,6 @@ def test_status_coverage_counts_stale_as_served(ledger: Ledger) -> None:
         ledger.note_state(f"docker.io/library/a:{number}", NEAR, near, None, moment())
         ledger.note_state(f"docker.io/library/a:{number}", FAR, far, None, moment())
     told = status(ledger)
-    assert coverage(ledger.states(), {}) == (2, 4)
     assert told["coverage"] == 0.5
     assert [one["coverage"] for one in told["mirrors"]] == [0.5, 1.0]
 
@@ -185,3 +194,65 @@ def test_status_mirror_bytes_are_those_that_prewarm_wrote(ledger: Ledger) -> Non
             moment(),
         )
     assert [one["bytes"] for one in status(ledger)["mirrors"]] == [11, 100]
+
+
+# What CI used: WALL is 08:00 of day TODAY.
+TODAY = int(WALL // DAY)
+CI = replace(SETTINGS, gitlab=Gitlab("https://gitlab.example.org", None, (), (), history=3 * DAY))
+
+
+def test_status_coverage_series_holds_what_was_noted_within_the_history_window(
+    ledger: Ledger,
+) -> None:
+    for days, served in ((4, 1), (2.5, 2), (1, 3)):
+        ledger.note_coverage("", served, 4, moment(-days * DAY))
+        ledger.note_coverage(NEAR, 4, 4, moment(-days * DAY))
+    told = status(ledger, 0, CI)
+    assert told["coverage_series"] == [
+        {"at": "2027-01-12T20:00:00Z", "coverage": 0.5},
+        {"at": "2027-01-14T08:00:00Z", "coverage": 0.75},
+    ]
+    near, far = told["mirrors"]
+    assert [point["coverage"] for point in near["coverage_series"]] == [1.0, 1.0]
+    assert far["coverage_series"] == []
+
+
+@pytest.mark.parametrize(
+    ("noted", "earlier"),
+    [
+        ([], None),
+        ([(0, 9)], None),
+        ([(0.9, 5), (0, 9)], None),
+        ([(1, 5), (0, 9)], (1, 0.5)),
+        ([(3.5, 4), (2, 5), (0, 9)], (3, 0.4)),
+        ([(9, 3), (7.5, 4), (6, 5), (0, 9)], (7, 0.4)),
+        ([(40, 1), (2, 5), (0, 9)], (2, 0.5)),
+    ],
+)
+def test_status_earlier_is_the_coverage_of_a_week_ago_or_the_oldest(
+    ledger: Ledger, noted: list[tuple[float, int]], earlier: tuple[int, float] | None
+) -> None:
+    for days, served in noted:
+        ledger.note_coverage("", served, 10, moment(-days * DAY))
+    assert status_of(SETTINGS, ledger, moment(), STATE).earlier == earlier
+
+
+def failed(ledger: Ledger, days_ago: int, failures: int, job: str = "build") -> None:
+    key = Key(1, job, 1, "linux/amd64", TODAY - days_ago)
+    ledger.add_history(
+        {key: Count(9, failures, WALL - days_ago * DAY, 7)}, {1: Mark(9, WALL)}, {}, {1: "team/app"}
+    )
+
+
+def test_status_pull_failures_are_told_for_each_day_of_the_window_today_last(
+    ledger: Ledger,
+) -> None:
+    assert status(ledger, 0, CI)["pull_failures_per_day"] == [0, 0, 0, 0]
+    for days_ago, failures in ((4, 50), (3, 4), (1, 2), (0, 1)):
+        failed(ledger, days_ago, failures)
+    failed(ledger, 1, 5, "deploy")
+    # No definition told the image of any of these jobs.
+    assert status(ledger, 0, CI)["pull_failures_per_day"] == [4, 0, 7, 1]
+    # At midnight (UTC) a new day begins.
+    assert status(ledger, 16 * 3600 - 1, CI)["pull_failures_per_day"] == [4, 0, 7, 1]
+    assert status(ledger, 16 * 3600, CI)["pull_failures_per_day"] == [0, 7, 1, 0]
