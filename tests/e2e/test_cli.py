@@ -467,15 +467,26 @@ SYNC = {
     "problems": [PROBLEM],
     "summary": SUMMARY,
 }
+POINT = {"at": TIME, "coverage": NUMBER}
 STATUS = {
     "version": int,
     "budgets": BUDGETS,
     "images": {"tracked": int, "fresh": int, "stale": int, "missing": int},
     "coverage": NUMBER,
+    "coverage_series": [POINT],
     "uses_unresolved": NUMBER,
     "pull_failures_per_day": [NUMBER],
     "last_sync": {**SUMMARY, "exit": int},
-    "mirrors": [{"url": str, "mode": str, "coverage": NUMBER, "bytes": int, "state": str}],
+    "mirrors": [
+        {
+            "url": str,
+            "mode": str,
+            "coverage": NUMBER,
+            "coverage_series": [POINT],
+            "bytes": int,
+            "state": str,
+        }
+    ],
 }
 
 
@@ -588,6 +599,9 @@ def test_status_json_has_the_keys_of_the_contract(host: Host, box: Sandbox) -> N
     assert told["last_sync"]["exit"] == 1
     assert told["last_sync"]["failed"] == 1
     assert told["images"]["fresh"] == 3
+    assert len(told["coverage_series"]) == 2
+    # Nothing tells of jobs here.
+    assert told["pull_failures_per_day"] == []
     assert told["mirrors"][0]["url"] == box.taps[0].url
     assert (told["config"], told["state"]) == (str(host.config), str(host.state))
 

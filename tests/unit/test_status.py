@@ -198,7 +198,7 @@ def test_status_mirror_bytes_are_those_that_prewarm_wrote(ledger: Ledger) -> Non
 
 # What CI used: WALL is 08:00 of day TODAY.
 TODAY = int(WALL // DAY)
-CI = replace(SETTINGS, gitlab=Gitlab("https://gitlab.example.org", None, (), (), history=3 * DAY))
+CI = replace(SETTINGS, gitlab=Gitlab("https://gitlab.example.org", history=3 * DAY))
 
 
 def test_status_coverage_series_holds_what_was_noted_within_the_history_window(
