@@ -30,6 +30,8 @@ from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
 
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
+REPORTS_KEPT: Final = 50
+"""Of so many runs the whole report is remembered: one may be a megabyte, and a daemon runs often."""
 SERIES_SECONDS: Final = 90 * 86400
 """How long the coverage and the moves of tags are remembered."""
 _BUSY_SECONDS: Final = 30.0
@@ -839,6 +841,8 @@ class Ledger(Uses):
     def tidy(self, keep: float, now: Moment) -> None:
         """Forget runs, copies and settled pulls older than `keep` seconds, more than any window.
 
+        Of older runs than the REPORTS_KEPT newest only what they copied and how they ended is kept.
+
         Coverage and the moves of tags are kept for SERIES_SECONDS. Pulls go by ledger time: a wall
         clock that was set forward frees no budget.
         """
@@ -848,6 +852,15 @@ class Ledger(Uses):
             self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
             self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
             self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)
+            older = "SELECT id FROM runs ORDER BY started DESC LIMIT -1 OFFSET :kept"
+            self._connection.execute(
+                f"UPDATE runs SET report = '{{}}' WHERE report <> '{{}}' AND id IN ({older})",
+                {"kept": REPORTS_KEPT},
+            )
+            self._connection.execute(
+                f"DELETE FROM copies WHERE action <> 'copy' AND run IN ({older})",
+                {"kept": REPORTS_KEPT},
+            )
             series_before = {"before": now.wall - SERIES_SECONDS}
             self._connection.execute("DELETE FROM coverage WHERE at < :before", series_before)
             self._connection.execute("DELETE FROM tag_moves WHERE at < :before", series_before)

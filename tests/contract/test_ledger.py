@@ -22,6 +22,7 @@ from prewarm.budget import Moment, Spend, Window
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.ledger import (
     MIGRATIONS,
+    REPORTS_KEPT,
     SERIES_SECONDS,
     STEP_SECONDS,
     Copied,
@@ -302,6 +303,20 @@ def test_tidy_forgets_only_what_no_window_holds(ledger: Ledger) -> None:
     # The wall clock set forward by years frees nothing.
     ledger.tidy(100, Moment(at(130).wall + 10**9, "boot", at(130).boot))
     assert [spend.pulls for spend in spends(ledger, at(130))] == [2, 3]
+
+
+def test_tidy_keeps_of_older_runs_only_what_they_copied(ledger: Ledger) -> None:
+    runs = [ledger.start_run(at(number)) for number in range(REPORTS_KEPT + 1)]
+    for number, run in enumerate(runs):
+        ledger.note_copy(run, "x", "copy", "missing", 1, 1, 5, 0.1, at(number))
+        ledger.note_copy(run, "y", "fresh", "fresh", 0, 0, 0, 0.1, at(number))
+        ledger.finish_run(run, 1, '{"whole": true}', at(number))
+    ledger.tidy(10_000, at(100))
+    *newer, oldest = ledger.runs(100)
+    assert (oldest.id, oldest.exit_code, oldest.report) == (runs[0], 1, "{}")
+    assert {run.report for run in newer} == {'{"whole": true}'}
+    assert [one.image for one in ledger.copies(runs[0])] == ["x"]
+    assert [one.image for one in ledger.copies(runs[1])] == ["x", "y"]
 
 
 def test_tidy_keeps_series_for_their_time_whatever_else_is_forgotten(ledger: Ledger) -> None:
