@@ -116,7 +116,12 @@ _UNUSED: Final = 1e-4
 
 def weight_of(use: UsedImage) -> float:
     """Return what an image's uses count for: each more counts, of many projects the most."""
-    return math.fsum((runs + _UNUSED) ** _SPREAD for _, runs in use.weights)
+    return weight(runs for _, runs in use.weights)
+
+
+def weight(runs: Iterable[float]) -> float:
+    """Return what the decayed runs of projects, given for each, count for together."""
+    return math.fsum((each + _UNUSED) ** _SPREAD for each in runs)
 
 
 def _only(use: UsedImage) -> str | None:

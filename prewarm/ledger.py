@@ -31,7 +31,7 @@ from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
 REPORTS_KEPT: Final = 50
-"""Of so many runs the whole report is remembered: one may be a megabyte, and a daemon runs often."""
+"""Of so many runs the report is remembered: one may be a megabyte, and a daemon runs often."""
 SERIES_SECONDS: Final = 90 * 86400
 """How long the coverage and the moves of tags are remembered."""
 _BUSY_SECONDS: Final = 30.0

@@ -17,7 +17,8 @@ from prewarm.words import counted
 STALE_GAIN: Final = 0.25
 """What a copy gains where a mirror serves an older one meanwhile, against one that has none."""
 
-_NEEDED_FAILED, _NEEDED, _NOT_NEEDED = range(3)
+_NOT_NEEDED: Final = 2
+"""The class behind those of `priority`."""
 
 _Pair = tuple[Want, Seen]
 
@@ -49,9 +50,12 @@ def ranked(demand: Iterable[tuple[Want, Seen]]) -> list[tuple[Want, Seen]]:
     return [*pinned, *(pair for *_, members in order for pair in members)]
 
 
-def per_pull(gain: float, pulls: int) -> float:
-    """Return what each pull gains; the highest goes first, and what costs none before all."""
-    return gain / pulls if pulls else math.inf
+def priority(gain: float, pulls: int, *, failed: bool) -> tuple[int, float]:
+    """Return the place of a digest that CI uses and the mirrors lack; the smallest goes first.
+
+    What jobs failed to pull precedes the rest; then goes what gains most for each pull.
+    """
+    return int(not failed), -(gain / pulls if pulls else math.inf)
 
 
 def position(want: Want, rank: int, now: float) -> str:
@@ -98,7 +102,7 @@ def _place(members: Sequence[_Pair], *, free: bool) -> tuple[int, float]:
             pulls = max(pulls, 1 if seen.descriptor is None else cost(want, seen).known_pulls)
     if not needed:
         return _NOT_NEEDED, -sum(want.weight for want, _ in members)
-    return _NEEDED_FAILED if failed else _NEEDED, -per_pull(gain, pulls)
+    return priority(gain, pulls, failed=failed)
 
 
 def _ago(seconds: float) -> str:

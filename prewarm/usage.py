@@ -130,6 +130,17 @@ class UsedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class DayUses:
+    """How often the jobs of one project used an image on one day."""
+
+    day: int
+    """Since the epoch."""
+    project: int
+    runs: int
+    pull_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UnresolvedImage:
     """A name that no image is known for."""
 
@@ -377,8 +388,41 @@ def used(
 
 
 def _decayed(runs: int, day: int, now: float) -> int:
-    age = max(0.0, now // DAY - day)
-    return round(runs * 1e6 * math.pow(2.0, -age / HALF_LIFE))
+    return round(runs * 1e6 * decay(max(0.0, now // DAY - day)))
+
+
+def decay(days: float) -> float:
+    """Return what is left of a run's weight after so many days."""
+    return math.pow(2.0, -days / HALF_LIFE)
+
+
+def daily(
+    rows: Mapping[tuple[int, str], Sequence[Row]],
+    runs: Mapping[tuple[int, str], Sequence[Runs]],
+    logged: Iterable[Logged] = (),
+) -> dict[str, tuple[DayUses, ...]]:
+    """Return by its reference when each image was used, the oldest first; the same uses as `used`.
+
+    What only a definition names has none; what jobs ask GitLab for is left out.
+    """
+    found: dict[str, dict[tuple[int, int], list[int]]] = {}
+    for (project, job), named_there in rows.items():
+        for reference in {row.reference for row in named_there if row.via is None}:
+            if reference is None:
+                continue
+            sums = found.setdefault(reference, {})
+            for ran in runs.get((project, job), ()):
+                day = sums.setdefault((ran.day, project), [0, 0])
+                day[0] += ran.runs
+                day[1] += ran.pull_failures
+    for one in logged:
+        if one.reference is not None and one.via is None:
+            sums = found.setdefault(one.reference, {})
+            sums.setdefault((one.day, one.project), [0, 0])[0] += one.runs
+    return {
+        reference: tuple(DayUses(*key, *sums[key]) for key in sorted(sums))
+        for reference, sums in found.items()
+    }
 
 
 def _weights(use: _Use, names: Mapping[int, str]) -> tuple[tuple[str, float], ...]:

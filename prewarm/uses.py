@@ -16,7 +16,17 @@ from typing import Any, Final
 
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
-from prewarm.usage import Logged, Row, Runs, UnresolvedImage, UsedImage, unresolved, used
+from prewarm.usage import (
+    DayUses,
+    Logged,
+    Row,
+    Runs,
+    UnresolvedImage,
+    UsedImage,
+    daily,
+    unresolved,
+    used,
+)
 
 SCHEMA: Final = (
     """CREATE TABLE projects (
@@ -412,6 +422,12 @@ class Uses:
             rows, runs = self._joined(since, project)
             paths = dict(self._select("SELECT id, path FROM projects"))
             return used(rows, runs, self._logged(since, project), now, paths)
+
+    def daily_uses(self, since: float) -> dict[str, tuple[DayUses, ...]]:
+        """Return by its reference on which days since then each image that CI names was used."""
+        with self._reading():
+            rows, runs = self._joined(since, None)
+            return daily(rows, runs, self._logged(since, None))
 
     def unresolved_images(
         self, since: float, project: int | None = None
