@@ -360,6 +360,38 @@ def status(options: Global, as_json: bool) -> int:
     return 0
 
 
+@cli.command("simulate")
+@click.option(
+    "--budget",
+    "budgets",
+    metavar="N",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Pulls to spend in each window; several times for several (default: a useful choice).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def simulate_command(options: Global, budgets: tuple[int, ...], as_json: bool) -> int:
+    """Tell which share of CI's uses each budget would have served; from the state alone.
+
+    The demand that scans recorded is replayed on a mirror that is empty at first.
+    """
+    from prewarm import clock
+    from prewarm.console import show_simulation
+    from prewarm.recorded import present_window, record_of
+    from prewarm.simulate import simulate, useful_budgets
+
+    settings = options.settings()
+    with _reading(_state_path(settings)) as ledger:
+        images = record_of(settings, ledger, clock.now())
+        window = present_window(settings, ledger)
+    compared = sorted(set(budgets)) or useful_budgets(window.capacity)
+    history = settings.gitlab.history if settings.gitlab else 0
+    found = simulate(images, compared, window.seconds, history)
+    show_simulation(found, window.capacity, scanned=settings.gitlab is not None, as_json=as_json)
+    return 0
+
+
 @cli.command()
 @click.option("--repair", is_flag=True, help="Copy what is missing, within the budget.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")

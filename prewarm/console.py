@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prewarm.doctor import Checkup
     from prewarm.explain import Explanation
     from prewarm.findings import Scan
+    from prewarm.simulate import Simulation
     from prewarm.status import Status
     from prewarm.verify import Verification
 
@@ -40,6 +41,11 @@ _COLOURS: Final = {
     "skip": "bright_black",
     "fail": "red",
 }
+
+_BAR: Final = 60
+"""Columns of a bar that stands for all."""
+_EIGHTHS: Final = ("", *map(chr, range(0x258F, 0x2588, -1)))
+"""Blocks of one to seven eighths."""
 
 
 def show_json(document: Any) -> None:
@@ -154,6 +160,66 @@ def budget_words(budget: dict[str, Any]) -> str:
     if budget["next_free"] is not None:
         words += f", next free {budget['next_free']}"
     return words
+
+
+def show_simulation(
+    found: Simulation, present: int | None, *, scanned: bool, as_json: bool
+) -> None:
+    """Print what budgets would have served, the `present` one marked; a curve on a terminal."""
+    from prewarm.simulate import document
+
+    if not found.reached:
+        cure = "run prewarm scan" if scanned else "write gitlab: in images.yml, run prewarm scan"
+        (log.info if as_json else _say)(f"no recorded use of a listed registry; {cure}")
+    if as_json:
+        show_json(document(found))
+    elif found.reached:
+        _show_reached(found, present)
+
+
+def _show_reached(found: Simulation, present: int | None) -> None:
+    window = duration_words(found.window_seconds)
+    rows = [
+        (
+            f"{one.pulls}{' (now)' if one.pulls == present else ''}",
+            f"{one.coverage:.1%}",
+            f"{one.best:.1%}",
+            _until_full(one.windows_to_full, found),
+        )
+        for one in found.reached
+    ]
+    _table((f"pulls per {window}", "coverage", "best", "all warm"), rows)
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        _curve(
+            [(row[0], one.coverage, one.best) for row, one in zip(rows, found.reached, strict=True)]
+        )
+    learned = f", with {counted(found.learned_days, 'day')} before them known"
+    _say(
+        f"replayed {counted(found.uses, 'use')} of {counted(found.images, 'image')} in "
+        f"{counted(found.replayed_days, 'day')}{learned if found.learned_days else ''}; "
+        "the mirror was empty at first"
+    )
+
+
+def _until_full(windows: int | None, found: Simulation) -> str:
+    if windows is None:
+        return f"not in {counted(found.replayed_days, 'day')}"
+    return f"after {counted(windows, 'window')} ({windows * found.window_seconds / 86400:.1f} days)"
+
+
+def _curve(points: Sequence[tuple[str, float, float]]) -> None:
+    """Print a bar for each budget as long as its coverage, and a mark at the best possible."""
+    label = max(len(name) for name, *_ in points)
+    told = "\N{BOX DRAWINGS LIGHT VERTICAL} is the best possible"
+    _say(f"{'':{label}} 0 %{told:^{_BAR - 8}}100 %")
+    for name, coverage, best in points:
+        eighths = round(coverage * _BAR * 8)
+        bar = "\N{FULL BLOCK}" * (eighths // 8) + _EIGHTHS[eighths % 8]
+        mark = min(_BAR - 1, int(best * _BAR))
+        line = bar.ljust(_BAR)
+        if line[mark] == " ":
+            line = f"{line[:mark]}\N{BOX DRAWINGS LIGHT VERTICAL}{line[mark + 1 :]}"
+        _say(f"{name:>{label}} {click.style(line.rstrip(), fg='green')}")
 
 
 def show_verification(found: Verification, *, as_json: bool) -> None:

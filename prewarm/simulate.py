@@ -100,6 +100,28 @@ def simulate(
     )
 
 
+def useful_budgets(present: int | None) -> tuple[int, ...]:
+    """Return the budgets to compare where none is named, the present one among them."""
+    return tuple(sorted({25, 50, 100, 200, 400} | ({present} if present else set())))
+
+
+def document(found: Simulation) -> dict[str, Any]:
+    """Return the simulation as JSON tells it (CONTRACT, 3)."""
+    return {
+        "version": 1,
+        "window_seconds": found.window_seconds,
+        "budgets": [
+            {
+                "pulls": one.pulls,
+                "coverage": round(one.coverage, 4),
+                "best": round(one.best, 4),
+                "windows_to_full": one.windows_to_full,
+            }
+            for one in found.reached
+        ],
+    }
+
+
 # --- the record ---
 
 
@@ -329,7 +351,7 @@ class Course:
             and any(view.known)
             and all(map(self._held.__getitem__, self._open))
         ):
-            self.full_after = step * self._record.step // self._record.window + 1
+            self.full_after = (step + 1) * self._record.step // self._record.window
 
     def _buy(self, image: int, left: float) -> float:
         """Copy an image as a whole, or a part of one that is larger than a window; what it took."""

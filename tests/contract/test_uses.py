@@ -14,7 +14,7 @@ from prewarm import ledger as ledger_module
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import MIGRATIONS, Ledger
-from prewarm.usage import Row, UnresolvedImage, UsedImage
+from prewarm.usage import DayUses, Row, UnresolvedImage, UsedImage
 from prewarm.uses import LogKey, PastScan
 
 DAY_0 = 19_000
@@ -308,3 +308,44 @@ def test_state_holds_no_row_for_a_single_job(tmp_path: Path) -> None:
             1,
             1000,
         )
+
+
+def test_daily_uses_are_those_of_used_images_by_day_and_project(ledger: Ledger) -> None:
+    """Of all runners and platforms together; through GitLab's proxies none."""
+    add(
+        ledger,
+        {
+            key(): Count(3, 1, NOW, 7),
+            key(runner=2, platform="linux/arm64"): Count(2, 0, NOW, 8),
+            key("test"): Count(5, 0, NOW, 9),
+            key("proxied"): Count(7, 0, NOW, 9),
+            key(day=DAY_0 + 1): Count(4, 0, NOW - 12 * DAY, 2),
+            key(day=DAY_0 - 1): Count(9, 0, SINCE - 9, 1),
+            key(project=2): Count(1, 0, NOW, 5),
+        },
+    )
+    define(
+        ledger,
+        row(),
+        row(kind="service"),
+        row("test"),
+        row("proxied", via="dependency-proxy"),
+        row("open", None),
+        row("never", "docker.io/library/redis:7"),
+    )
+    define(ledger, row(), project=2)
+    told = LogKey(1, "team/p1", "r", "image", "alpine:3", ALPINE, "", "", DAY_0 + 13)
+    proxied = LogKey(1, "team/p1", "r", "image", "x", ALPINE, "dependency-proxy", "", DAY_0 + 13)
+    ledger.add_logged("/log", "1", {told: (6, NOW), proxied: (8, NOW)})
+    found = ledger.daily_uses(SINCE)
+    assert found == {
+        ALPINE: (
+            DayUses(DAY_0 + 1, 1, 4),
+            DayUses(DAY_0 + 13, 1, 3 + 2 + 5 + 6, 1),
+            DayUses(DAY_0 + 13, 2, 1),
+        ),
+        "docker.io/library/redis:7": (),
+    }
+    for one in ledger.used_images(SINCE):
+        if one.via is None:
+            assert sum(use.runs for use in found[one.reference]) == one.jobs
