@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints their table; `--write` keeps it in docs/performance.md."""
+"""Runs the benchmarks and prints their tables; `--write` keeps them in docs/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from bench import differential, measures, planning, scan
+from bench import differential, forecast, measures, planning, scan
 from bench.measures import Hundred, Large, Took
 from bench.scan import Scanned, Scans
 
@@ -106,9 +106,11 @@ def _version(program: str) -> str:
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Keep the table in docs/performance.md.")
+@click.option(
+    "--write", is_flag=True, help="Keep the tables in docs/performance.md and forecast.md."
+)
 def main(write: bool) -> None:
-    """Measure, and print a Markdown table; compare with gitlab-ci-local; about four minutes."""
+    """Measure, and print a Markdown table; compare with gitlab-ci-local; about five minutes."""
     click.echo("measuring, about two minutes …", err=True)
     alone = (planning.seconds(), measures.start_up())
     results = table(measures.hundred(), measures.large(), scan.measure(), *alone)
@@ -117,6 +119,11 @@ def main(write: bool) -> None:
     if write:
         PAGE.write_text(f"{_HEAD}\n{results}\n\n{machine()}\n\n{_TAIL}")
         click.echo(f"wrote {PAGE.name}", err=True)
+    click.echo("replaying demand in other orders, about a minute …", err=True)
+    measured = forecast.tables()
+    click.echo(measured)
+    if write:
+        forecast.write(measured)
     click.echo("comparing with gitlab-ci-local, about two minutes …", err=True)
     click.echo(differential.measure()[0])
 

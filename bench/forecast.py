@@ -1,4 +1,4 @@
-"""The forecast, measured: how near the plan's order comes to hindsight, and how fast it is told.
+"""The forecast: how near the plan's order comes to hindsight, and how long a simulation takes.
 
 The demand is made up, in the likeness of a GitLab with a few hundred projects: uses by rank (Zipf),
 quiet weekends, projects that come and go, new images and old ones, tags that move.
@@ -7,9 +7,11 @@ quiet weekends, projects that come and go, new images and old ones, tags that mo
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import click
@@ -17,8 +19,8 @@ import click
 from prewarm.history import DAY
 from prewarm.simulate import (
     Course,
-    Recorded,
     Record,
+    Recorded,
     View,
     follow,
     hindsight,
@@ -27,6 +29,7 @@ from prewarm.simulate import (
 )
 from prewarm.usage import DayUses
 
+PAGE: Final = Path(__file__).parents[1] / "docs/forecast.md"
 IMAGES: Final = 2000
 LEARNED: Final = 14
 REPLAYED: Final = 28
@@ -35,6 +38,7 @@ WINDOW: Final = 6 * 3600
 HISTORY: Final = 14.0 * DAY
 SEEDS: Final = (1, 2, 3)
 _FIRST_DAY: Final = 20_000
+_MARK: Final = "<!-- Written by `python -m bench.forecast --write`, to the end. -->\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,14 @@ class Site:
     """One of these is what a copy costs."""
 
 
-SITES: Final = (
-    Site("as described"),
-    Site("flat", exponent=0.7),
-    Site("steep", exponent=1.3),
-    Site("few uses", uses=1000),
-    Site("much that is new", born=0.5, dying=0.5),
-    Site("in bursts", active=0.15),
-    Site("restless tags", moving=((0.4, 1), (0.4, 7))),
+ZIPF: Final = Site("as above")
+OTHERS: Final = (
+    Site("flatter: uses fall with rank^0.7", exponent=0.7),
+    Site("steeper: rank^1.3", exponent=1.3),
+    Site("a quarter of the uses", uses=1000),
+    Site("half of the images are new, half of them end", born=0.5, dying=0.5),
+    Site("projects use an image on one day in seven", active=0.15),
+    Site("40 % of the tags move daily, 40 % weekly", moving=((0.4, 1), (0.4, 7))),
 )
 
 
@@ -152,22 +156,89 @@ class Measured:
     best: float
     file: float
     random: float
+    unlimited: float
+    """Covered by the plan without a budget: what nobody misses who cannot see the future."""
 
 
-def covered(site: Site, seed: int, budgets: Sequence[int] = BUDGETS) -> list[Measured]:
-    """Replay a site's record in all orders."""
+def covered(site: Site, seed: int, budgets: Sequence[int], days: int = REPLAYED) -> list[Measured]:
+    """Replay a site's record in all orders; shares of the uses of the first `days`."""
     record = Record(demand(site, seed), WINDOW, HISTORY)
     courses = [
-        [
+        (
             Course(record, pulls, planned),
             Course(record, pulls, hindsight, knows_all=True),
             Course(record, pulls, file_order),
             Course(record, pulls, RandomOrder(seed)),
-        ]
+            Course(record, None, planned),
+        )
         for pulls in budgets
     ]
-    follow(record, [course for one in courses for course in one])
+    follow(record, [course for all_orders in courses for course in all_orders])
+    steps = days * DAY // WINDOW
+    uses = sum(ran.runs for step in record.ran[:steps] for ran in step)
     return [
-        Measured(pulls, *(course.coverage for course in one))
-        for pulls, one in zip(budgets, courses, strict=True)
+        Measured(pulls, *(sum(course.served[:steps]) / uses for course in all_orders))
+        for pulls, all_orders in zip(budgets, courses, strict=True)
     ]
+
+
+def _rows(site: Site, budgets: Sequence[int], days: int = REPLAYED) -> list[list[str]]:
+    """Return a row for each budget: means of the seeds, and the lowest share of best."""
+    seeds = [covered(site, seed, budgets, days) for seed in SEEDS]
+    rows = []
+    for of_seeds in zip(*seeds, strict=True):
+        lowest = min(one.planned / one.best for one in of_seeds)
+        rows.append([str(of_seeds[0].pulls)])
+        for name in ("planned", "best", "file", "random", "unlimited"):
+            rows[-1].append(f"{statistics.fmean(getattr(one, name) for one in of_seeds):.1%}")
+        rows[-1].insert(3, f"{lowest:.1%}")
+    return rows
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def tables() -> str:
+    """Return what is measured, as Markdown."""
+    head = ["pulls per 6 h", "the plan", "`best`", "of `best`", "file order", "random order",
+            "no limit"]  # fmt: skip
+    zipf = _table([head, ["---:"] * 7, *_rows(ZIPF, BUDGETS)])
+    early = _table([head, ["---:"] * 7, *_rows(ZIPF, BUDGETS, days=3)])
+    rows = [[site.name, *row] for site in OTHERS for row in _rows(site, (100, 200))]
+    others = _table([["demand", *head], ["---", *["---:"] * 7], *rows])
+    return (
+        f"{zipf}\n\nOf the first three days, while the mirror fills:\n\n{early}\n\n"
+        f"Other demands, all days:\n\n{others}\n\n{speed()}\n"
+    )
+
+
+def speed() -> str:
+    """Return how long a simulation takes, in one sentence."""
+    record = demand(ZIPF, SEEDS[0])
+    started = time.perf_counter()
+    found = simulate(record, BUDGETS, WINDOW, HISTORY)
+    seconds = time.perf_counter() - started
+    return (
+        f"A simulation of {IMAGES:,} images, {found.replayed_days} days ({found.uses:,} uses) and "
+        f"{len(BUDGETS)} budgets took {seconds:.1f} s."
+    )
+
+
+def write(measured: str) -> None:
+    """Keep the tables in docs/forecast.md, in the place of the older ones."""
+    PAGE.write_text(f"{PAGE.read_text().partition(_MARK)[0]}{_MARK}\n{measured}")
+
+
+@click.command()
+@click.option("--write", "keep", is_flag=True, help="Keep the tables in docs/forecast.md.")
+def main(keep: bool) -> None:
+    """Measure how near the plan comes to hindsight; about a minute."""
+    measured = tables()
+    click.echo(measured)
+    if keep:
+        write(measured)
+
+
+if __name__ == "__main__":
+    main()

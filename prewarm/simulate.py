@@ -322,14 +322,15 @@ class Course:
         self._held = [False] * len(record.images)
         self._open = {n for n, one in enumerate(record.images) if knows_all and one.mirrored}
         """The images that are known and not fresh."""
-        self._served = 0
+        self.served: list[int] = []
+        """The uses that the mirror served in each step."""
         self.spent: list[float] = []
         """The pulls of each step."""
         self.full_after: int | None = None
 
     @property
     def coverage(self) -> float:
-        return self._served / self._record.total
+        return sum(self.served) / self._record.total
 
     def sync(self, view: View, step: int) -> None:
         """Spend what a window has, in the order."""
@@ -368,7 +369,7 @@ class Course:
 
     def serve(self, rans: Iterable[Ran]) -> None:
         """Let jobs use what the mirror has; a stale tag serves them, too."""
-        self._served += sum(ran.runs for ran in rans if self._held[ran.image])
+        self.served.append(sum(ran.runs for ran in rans if self._held[ran.image]))
 
 
 def follow(record: Record, courses: Sequence[Course]) -> None:

@@ -46,7 +46,7 @@ _COMMANDS: Final = """\
 # Commands
 
 Results go to stdout, progress and log to stderr; a progress bar is shown only on a terminal, and
-`NO_COLOR` is honoured.
+`NO_COLOR` is honoured. What `simulate` replays, and how, is told in [the forecast](forecast.md).
 
 | exit | meaning |
 | --- | --- |
