@@ -29,6 +29,7 @@ from prewarm.errors import ConfigError, PrewarmError, UsageError
 from prewarm.home import home_folder
 
 if TYPE_CHECKING:
+    from prewarm.edges import Edges
     from prewarm.findings import Scan
     from prewarm.ledger import Known, Ledger
     from prewarm.report import Report
@@ -41,6 +42,8 @@ GARBAGE: Final = (50_000, 50)
 """How seldom Python looks for garbage: a large site makes some hundred thousand values that all
 live on, and looking among them again and again takes a third of the time of a plan."""
 
+_GRACE: Final = 5.0
+"""Seconds in which what is under way may end by itself after a signal."""
 _BUG: Final = 3
 _ISSUES: Final = "please report it with the lines above"
 
@@ -601,9 +604,31 @@ def _writing(
         exclusive(locks_for(path, targets), clock.now(), waiting),
         Ledger.open(path) as ledger,
         open_edges(settings, os.environ) as edges,
+        _cut_off(edges),
         open_tools(edges, path.parent / "skopeo", os.environ, home_folder(os.environ)) as tools,
     ):
         yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended), tools
+
+
+@contextmanager
+def _cut_off(edges: Edges) -> Iterator[None]:
+    """Cut the connections that are still waited for some seconds after a signal."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            if _signalled:
+                if not over.wait(_GRACE):
+                    edges.cut()
+                return
+
+    thread = threading.Thread(target=watch, name="cut-off", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 # -- signals, log, errors ---------------------------------------------------------------------

@@ -39,6 +39,15 @@ class Edges:
     """What is wrong with the credentials' files."""
     auth: AuthConfig
 
+    def cut(self) -> None:
+        """Break off all that registries are asked, for a run that has to end."""
+        for upstream in self.upstreams.values():
+            for client in (upstream.registry, upstream.public):
+                if client is not None:
+                    client.cut()
+        for site in self.mirrors:
+            site.registry.cut()
+
 
 @contextmanager
 def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges]:

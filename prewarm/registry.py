@@ -237,6 +237,10 @@ class Registry:
         """Close the kept connections; blobs that are still open keep theirs."""
         self._transport.close()
 
+    def cut(self) -> None:
+        """Break off what is under way and ask nothing any more: from any thread, to end a run."""
+        self._transport.cut()
+
     # Manifests
 
     def head(self, repository: str, selector: str) -> Head:
@@ -751,7 +755,7 @@ class Registry:
                 if asked is None or tried == tries or time.monotonic() + asked > end:
                     return result
                 wait = asked
-            time.sleep(wait)
+            self._transport.pause(wait)
         raise AssertionError("the last try returns or raises")
 
     def _wait(self, access: _Access, answer: _Answer, tried: int) -> float | None:

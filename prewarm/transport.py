@@ -11,7 +11,9 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,7 @@ from typing import Final, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -88,6 +91,7 @@ class Transport:
         self._timeouts = timeouts
         self._pools: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
+        self._wires = _Wires()
         if ca is not None:
             _ = self._tls  # a file that cannot be read is told at once
 
@@ -104,6 +108,7 @@ class Transport:
         """Send once and return the answer with its body unread; RegistryError if there is none."""
         connect, read = self._timeouts
         with self.failures(url, where):
+            self._wires.check()
             return self._pool(url, streamed).request(
                 method,
                 url,
@@ -120,7 +125,15 @@ class Transport:
 
     def failures(self, url: str, where: str) -> Failures:
         """Return a context in which urllib3's exceptions become RegistryErrors."""
-        return Failures(self.role, url, where)
+        return Failures(self.role, url, where, self._wires)
+
+    def cut(self) -> None:
+        """Break off what is under way, and send nothing any more: all of it is `interrupted`."""
+        self._wires.cut()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not after a cut."""
+        self._wires.ended.wait(seconds)
 
     def close(self) -> None:
         with self._lock:
@@ -147,8 +160,8 @@ class Transport:
         self, proxy: str | None, tls: ssl.SSLContext | None, *, block: bool
     ) -> urllib3.PoolManager:
         if proxy is None:
-            return urllib3.PoolManager(
-                _POOLS, maxsize=self._connections, block=block, ssl_context=tls
+            return self._wires.held(
+                urllib3.PoolManager(_POOLS, maxsize=self._connections, block=block, ssl_context=tls)
             )
         parts = urlsplit(proxy)
         if parts.scheme not in {"http", "https"}:
@@ -163,14 +176,16 @@ class Transport:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             headers = urllib3.make_headers(proxy_basic_auth=user)
         bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
-        return urllib3.ProxyManager(
-            bare,
-            _POOLS,
-            proxy_headers=headers,
-            proxy_ssl_context=tls,
-            maxsize=self._connections,
-            block=block,
-            ssl_context=tls,
+        return self._wires.held(
+            urllib3.ProxyManager(
+                bare,
+                _POOLS,
+                proxy_headers=headers,
+                proxy_ssl_context=tls,
+                maxsize=self._connections,
+                block=block,
+                ssl_context=tls,
+            )
         )
 
     @cached_property
@@ -201,12 +216,72 @@ def _bare_context() -> ssl.SSLContext:
     return context
 
 
+class _CutError(ConnectionAbortedError):
+    """Nothing was sent, since all is to end."""
+
+
+class _Wires:
+    """The connections of a transport, so that they can be cut from another thread.
+
+    A timeout bounds one wait for an answer, not how long a run may take to end when it is told to.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def held(self, pools: urllib3.PoolManager) -> urllib3.PoolManager:
+        """Return the pools, whose connections are known here from now on."""
+        opened = self._opened
+
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened(self.sock)
+
+        class Secure(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened(self.sock)
+
+        class PlainPool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        pools.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+        return pools
+
+    def _opened(self, opened: socket.socket | None) -> None:
+        with self._lock:
+            if opened is not None:
+                self._sockets.add(opened)
+        self.check()
+
+    def check(self) -> None:
+        """Raise an OSError after the cut."""
+        if self.ended.is_set():
+            raise _CutError
+
+    def cut(self) -> None:
+        """Shut all connections down: whoever waits for one wakes with an error."""
+        self.ended.set()
+        with self._lock:
+            sockets = list(self._sockets)
+        for one in sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
 class Failures:
     """Turns what urllib3 raises into a RegistryError that names host, cause and cure."""
 
-    def __init__(self, role: Role, url: str, where: str) -> None:
+    def __init__(self, role: Role, url: str, where: str, wires: _Wires) -> None:
         self._role = role
         self._where = where
+        self._wires = wires
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
         self._plain = parts.scheme == "http"
@@ -220,9 +295,15 @@ class Failures:
         if not isinstance(error, HTTPError | OSError | ValueError):
             return
         code, text, cure, sent = self._told(error)
+        if self._wires.ended.is_set():
+            sent = sent and not isinstance(error, _CutError)
+            # It says nothing about the registry, so it has no code of the registry's own.
+            own_code, text, cure = "interrupted", "was not waited for: the run ends", "run it again"
+        else:
+            own_code = role_code(self._role, code)
         # The cause may hold a URL or a proxy's password: it goes no further.
         raise RegistryError(
-            role_code(self._role, code),
+            own_code,
             f"{self._where}: {self._host} {text}",
             cure,
             answered=sent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,3 +215,31 @@ def test_run_told_to_reload_in_a_sync_goes_on_with_it(host: Host) -> None:
         _, stderr, _ = run.end(signal.SIGTERM)
         assert run.process.returncode == 143
         assert stderr.count("ending") == 1
+
+
+@pytest.mark.parametrize("command", ["sync", "run"])
+def test_sync_ended_while_a_registry_swallows_all_requests_ends_soon(
+    box: Sandbox, tmp_path: Path, command: str
+) -> None:
+    """Each request would be waited for half a minute, and tried again."""
+    host = Host(tmp_path, box)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        budget = {"pulls": 9, "window": "6h"}
+        registries = {"docker.io": {"endpoint": endpoint, "budget": budget}}
+        host.configure(["app:1", "app:2"], registries=registries, schedule="every 6h")
+        with host.start(command) as process:
+            try:
+                asked, _ = silent.accept()
+                with asked:
+                    asked.recv(1)
+                    process.send_signal(signal.SIGTERM)
+                    stdout, stderr = process.communicate(timeout=20)
+            finally:
+                process.kill()
+    assert process.returncode == 143, (stdout, stderr)
+    assert "Traceback" not in stderr
+    with host.sql() as state:
+        assert state.execute("SELECT exit_code FROM runs").fetchall() == [(143,)]
+        assert state.execute("SELECT COUNT(*) FROM pulls").fetchone() == (0,)
