@@ -427,13 +427,14 @@ def verify(options: Global, repair: bool, as_json: bool) -> int:
 def explain(options: Global, image: str, offline: bool, as_json: bool) -> int:
     """Tell everything about one IMAGE: who wants it, where it is, what comes next. HEADs only."""
     from prewarm.console import show_explanation
+    from prewarm.explain import asked
     from prewarm.explain import explain as explained
-    from prewarm.sync import named
 
-    asked = named(image)
-    with _looking(options.settings()) as session:
-        found = explained(session, asked, offline=offline)
-    show_explanation(found, as_json=as_json)
+    settings = options.settings()
+    reference = asked(image, settings)
+    with _looking(settings, waits=True) as session:
+        found = explained(session, reference, offline=offline)
+    show_explanation(found, as_json=as_json, verbose=options.verbose)
     return 0 if found.warm else 1
 
 
@@ -576,13 +577,19 @@ def _reading(path: Path) -> Iterator[Ledger]:
 
 
 @contextmanager
-def _looking(settings: Settings, *, use_reserve: bool = False) -> Iterator[Session]:
-    """Open what is needed to look and to plan, without a lock."""
+def _looking(
+    settings: Settings, *, use_reserve: bool = False, waits: bool = False
+) -> Iterator[Session]:
+    """Open what is needed to look and to plan, without a lock; where a person `waits`, briefly."""
     from prewarm import clock
-    from prewarm.edges import open_edges
+    from prewarm.edges import AT_A_TERMINAL, open_edges
     from prewarm.sync import Session
 
-    with _reading(_state_path(settings)) as ledger, open_edges(settings, os.environ) as edges:
+    patience = AT_A_TERMINAL if waits else None
+    with (
+        _reading(_state_path(settings)) as ledger,
+        open_edges(settings, os.environ, patience) as edges,
+    ):
         yield Session(settings, edges, ledger, clock.now, use_reserve)
 
 

@@ -255,46 +255,15 @@ def show_checkup(checkup: Checkup, *, as_json: bool) -> None:
     _say(f"{len(checkup.checks)} checks: {failed} failed, {counted(warnings, 'warning')}")
 
 
-def show_explanation(found: Explanation, *, as_json: bool) -> None:
-    """Print all that is known of one image."""
-    told = found.document
+def show_explanation(found: Explanation, *, as_json: bool, verbose: bool) -> None:
+    """Print all that is known of one image; `verbose` adds digests and why it has its rank."""
     if as_json:
-        show_json(told)
+        show_json(found.document)
         return
-    _say(f"{told['image']}: {'warm' if found.warm else 'not warm'}")
-    if told["hidden"]:
-        _say(f"  hidden: {told['hidden']['text']}; {told['hidden']['cure']}")
-    for pin in told["pins"]:
-        _say(f"  pinned at {pin['where']} for {', '.join(pin['platforms'])}")
-    if not told["pins"]:
-        _say("  no pin names it")
-    uses = told["uses"]
-    if uses:
-        where = _through(uses["via"])
-        _say(
-            f"  CI: {uses['jobs']} jobs of {uses['projects']} projects, last {uses['last_used']}"
-            f"{where}, {uses['pull_failures']} failed to pull it"
-        )
-    upstream = told["upstream"]
-    if upstream:
-        moved = f", last moved {upstream['changed']}" if upstream["changed"] else ""
-        _say(f"  upstream: {upstream['digest']}{moved}, {upstream['moves']} moves seen")
-    for url, mirror in told["mirrors"].items():
-        error = f" ({mirror['error']})" if mirror.get("error") else ""
-        _say(printable(f"  {url}: {mirror['state']} {mirror['digest'] or ''}{error}".rstrip()))
-    last = told["last_copy"]
-    if last:
-        spent = f"{counted(last['pulls'], 'pull')}, {size_words(last['bytes'])}"
-        _say(f"  last copy {last['at']}: {spent}")
-    coming = told["next"]
-    if not coming and not told["pins"] and not uses:
-        _say("  next: nothing, since nobody wants it")
-    if coming:
-        until = f" until {coming['until']}" if coming["until"] else ""
-        cure = f"; {coming['error']['cure']}" if coming["error"] else ""
-        _say(printable(f"  next: {coming['action']}{until}: {coming['reason']}{cure}"))
-    if told["command"]:
-        _say(f"  to warm it now: {told['command']}")
+    from prewarm.explanation import lines
+
+    for line in lines(found.document, verbose=verbose):
+        _say(printable(line))
 
 
 def show_scan(scan: Scan, *, as_json: bool) -> None:

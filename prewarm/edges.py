@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
+from typing import Final
 from urllib.parse import urlsplit
 
 from prewarm import skopeo
@@ -24,8 +25,9 @@ from prewarm.policy import read_policy
 from prewarm.proxies import is_loopback
 from prewarm.reference import is_registry
 from prewarm.refusals import login_cure
-from prewarm.registry import Registry
+from prewarm.registry import RETRY_FOR, Registry
 from prewarm.settings import Mirror, Settings, Upstream
+from prewarm.transport import CONNECT_TIMEOUT, READ_TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,41 @@ class Edges:
             site.registry.cut()
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long registries are waited for, in seconds."""
+
+    connect: float = CONNECT_TIMEOUT
+    read: float = READ_TIMEOUT
+    retry: float = RETRY_FOR
+    """After this no further try is started."""
+
+
+AT_A_TERMINAL: Final = Patience(3.0, 10.0, 1.0)
+"""For a person who waits for an answer about one image."""
+
+
 @contextmanager
-def open_edges(settings: Settings, environ: Mapping[str, str]) -> Iterator[Edges]:
+def open_edges(
+    settings: Settings, environ: Mapping[str, str], patience: Patience | None = None
+) -> Iterator[Edges]:
     """Build the clients; they are closed at the end. UsageError for a broken explicit authfile."""
     auth = load_credentials(settings.authfile, environ)
+    patience = patience or Patience()
     with ExitStack() as stack:
         upstreams = {
             upstream.name: UpstreamSite(
                 upstream,
-                stack.enter_context(_upstream_client(upstream, settings, auth, environ)),
+                stack.enter_context(_upstream_client(upstream, settings, auth, environ, patience)),
                 _account(auth, upstream),
-                stack.enter_context(_upstream_client(upstream, settings, None, environ))
+                stack.enter_context(_upstream_client(upstream, settings, None, environ, patience))
                 if _account(auth, upstream) is not None
                 else None,
             )
             for upstream in settings.registries
         }
         mirrors = tuple(
-            MirrorSite(mirror, stack.enter_context(_mirror_client(mirror, auth, environ)))
+            MirrorSite(mirror, stack.enter_context(_mirror_client(mirror, auth, environ, patience)))
             for mirror in settings.mirrors
         )
         yield Edges(upstreams, mirrors, auth.problems, auth)
@@ -105,7 +124,11 @@ def _account(auth: AuthConfig, upstream: Upstream) -> str | None:
 
 
 def _upstream_client(
-    upstream: Upstream, settings: Settings, auth: AuthConfig | None, environ: Mapping[str, str]
+    upstream: Upstream,
+    settings: Settings,
+    auth: AuthConfig | None,
+    environ: Mapping[str, str],
+    patience: Patience,
 ) -> Registry:
     """The client of an upstream; without `auth` one that has no credentials."""
     limits = settings.limits
@@ -119,10 +142,15 @@ def _upstream_client(
         connections=max(limits.checks, limits.parallel),
         heads_per_minute=limits.heads_per_minute,
         environ=environ,
+        connect_timeout=patience.connect,
+        read_timeout=patience.read,
+        retry_for=patience.retry,
     )
 
 
-def _mirror_client(mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str]) -> Registry:
+def _mirror_client(
+    mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str], patience: Patience
+) -> Registry:
     host = urlsplit(mirror.url).netloc
     return Registry(
         mirror.url,
@@ -133,6 +161,9 @@ def _mirror_client(mirror: Mirror, auth: AuthConfig, environ: Mapping[str, str])
         login_cure=auth.login_cure,
         connections=32,
         environ=environ,
+        connect_timeout=patience.connect,
+        read_timeout=patience.read,
+        retry_for=patience.retry,
     )
 
 

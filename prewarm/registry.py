@@ -56,7 +56,7 @@ MANIFEST_LIMIT: Final = 4 * 2**20
 _DOCUMENT_LIMIT: Final = 16 * 2**20
 _TOKEN_LIMIT: Final = 2**20
 _TRIES: Final = 4
-_RETRY_FOR: Final = 60.0
+RETRY_FOR: Final = 60.0
 """Seconds after which no further try is started."""
 _BACKOFF: Final = (0.2, 3.0)
 _LONGEST_WAIT: Final = 30.0
@@ -196,6 +196,7 @@ class Registry:
         environ: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
+        retry_for: float = RETRY_FOR,
     ) -> None:
         parts = urlsplit(endpoint)
         assert parts.scheme in {"http", "https"}
@@ -211,6 +212,7 @@ class Registry:
         self._login_cure = login_cure
         self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
         self._read_timeout = read_timeout
+        self._retry_for = retry_for
         self._transport = Transport(
             role,
             ca,
@@ -739,7 +741,7 @@ class Registry:
 
     def _attempts(self, access: _Access, tries: int, attempt: Callable[[], _T]) -> _T:
         """Return the attempt's result; connection errors, some 5xx and 429 are tried again."""
-        end = time.monotonic() + _RETRY_FOR
+        end = time.monotonic() + self._retry_for
         for tried in range(1, tries + 1):
             if access.request == "head" and self._bucket:
                 self._bucket.take()

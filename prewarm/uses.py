@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -128,6 +128,23 @@ class LogKey:
     via: str
     platform: str
     day: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUser:
+    """A job that names an image, and how often it ran with it since a time."""
+
+    project: str
+    """Its path."""
+    job: str
+    """Its name in history; empty where a runner's log told, which names no jobs."""
+    via: str | None
+    """As in `UsedImage`."""
+    jobs: int
+    """How often it ran; 0 where only a definition names the image."""
+    pull_failures: int
+    last_used: float | None
+    """Epoch seconds."""
 
 
 class Uses:
@@ -429,6 +446,15 @@ class Uses:
             rows, runs = self._joined(since, None)
             return daily(rows, runs, self._logged(since, None))
 
+    def image_users(self, reference: str, since: float) -> tuple[ImageUser, ...]:
+        """Return the jobs that name an image (fully qualified), those that ran most first."""
+        return tuple(
+            ImageUser(path, job, via or None, runs, failures, last)
+            for path, job, via, runs, failures, last in self._select(
+                _USERS, reference=reference, day=_day(since)
+            )
+        )
+
     def unresolved_images(
         self, since: float, project: int | None = None
     ) -> tuple[UnresolvedImage, ...]:
@@ -446,6 +472,25 @@ class Uses:
         query = """SELECT day, SUM(pull_failures) FROM job_runs
                    WHERE day >= :day AND pull_failures > 0 GROUP BY day ORDER BY day"""
         return dict(self._select(query, day=_day(since)))
+
+    def open_names(self, since: float, fits: Callable[[str], bool]) -> tuple[UnresolvedImage, ...]:
+        """Return the unresolved images whose text fits: as `unresolved_images`, at less cost."""
+        with self._reading():
+            query = "SELECT project, job, text FROM job_images WHERE unresolved IS NOT NULL"
+            known: dict[str, bool] = {}
+            rows, runs = {}, {}
+            for project, job, text in self._select(query):
+                if text not in known:
+                    known[text] = fits(text)
+                if known[text]:
+                    one = {"project": project, "job": job}
+                    named = self._select(f"{_ROWS} WHERE project = :project AND job = :job", **one)
+                    rows[project, job] = [_row(*values) for _, *values in named]
+                    ran = self._select(_JOB_RUNS, day=_day(since), **one)
+                    runs[project, job] = [Runs(*values) for values in ran]
+            paths = dict(self._select("SELECT id, path FROM projects"))
+            found = unresolved(rows, runs, paths)
+        return tuple(one for one in found if known.get(one.text))
 
     def _joined(
         self, since: float, project: int | None
@@ -522,6 +567,27 @@ _RUNS: Final = """
     SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last), day FROM job_runs
     WHERE day >= :day AND project = COALESCE(:project, project)
     GROUP BY project, job, platform, day"""
+_JOB_RUNS: Final = """
+    SELECT project, job, platform, runs, pull_failures, last, day FROM job_runs
+    WHERE day >= :day AND project = :project AND job = :job"""
+
+# Both sides keep an image once for each job, although definition and trace may both name it.
+_USERS: Final = """
+    SELECT COALESCE(projects.path, 'project ' || found.project), job, via, runs, failures, last
+    FROM (
+        SELECT named.project AS project, named.job AS job, via, COALESCE(SUM(runs), 0) AS runs,
+               COALESCE(SUM(pull_failures), 0) AS failures, MAX(last) AS last
+        FROM (SELECT DISTINCT project, job, via FROM job_images
+              WHERE reference = :reference) AS named
+        LEFT JOIN job_runs ON job_runs.project = named.project AND job_runs.job = named.job
+            AND day >= :day
+        GROUP BY named.project, named.job, via
+        UNION ALL
+        SELECT project, '' AS job, via, SUM(runs) AS runs, 0 AS failures, MAX(last) AS last
+        FROM log_uses WHERE reference = :reference AND day >= :day GROUP BY project, via
+    ) AS found
+    LEFT JOIN projects ON projects.id = found.project
+    ORDER BY runs DESC, 1, job"""
 
 
 def _run_values(key: Key, count: Count) -> dict[str, Any]:
