@@ -13,6 +13,7 @@ from prewarm.demand import Want, chosen, platforms_of, wants, with_uses
 from prewarm.errors import Failure, UsageError
 from prewarm.ledger import Known, SeenTag
 from prewarm.manifest import Manifest
+from prewarm.observe import unlisted
 from prewarm.plan import (
     UNWANTED,
     Copy,
@@ -43,7 +44,8 @@ LISTED: Final = 100
 """So many projects, and so many open names, are told; of how many is told in any case."""
 _JOB_NAMES: Final = 10
 _SCHEME: Final = re.compile(r"(?:https?|docker|oci)://", re.IGNORECASE)
-_VARIABLE: Final = re.compile(r"\$\[\[[^\]]*\]\]|\$\{[^}]*\}|\$\w+|%\w+%")
+_VARIABLE: Final = re.compile(r"\$\[\[[^\]$]*\]\]|\$\{[^}$]*\}|\$\w+|%\w+%")
+"""None holds the start of another, so that the time to split by it is linear."""
 _KNOWN_NAME: Final = re.compile(r"[a-z0-9]{2}", re.IGNORECASE)
 
 
@@ -198,11 +200,7 @@ def _hidden(session: Session, view: _View, recall: Recall) -> dict[str, str] | N
     """What keeps the image from being mirrored at all."""
     reference, step = view.want.reference, view.step or view.alone
     if reference.registry not in session.edges.upstreams:
-        return {
-            "code": "unlisted-registry",
-            "text": f"registry {reference.registry} is not listed",
-            "cure": f"add {reference.registry}: {{}} under registries: in images.yml",
-        }
+        return _failure(unlisted(reference))
     if view.pattern is not None:
         return {
             "code": "skip",

@@ -14,6 +14,8 @@ from prewarm.words import counted, size_words
 _PROJECTS: Final = 5
 _OPEN_NAMES: Final = 3
 _WIDTH: Final = 11
+_LONGEST: Final = 200
+"""Characters of a line that CI's authors write."""
 _STATES: Final = {"fresh": "warm", "stale": "stale", "missing": "missing", "unknown": "no answer"}
 _BESIDE: Final = {
     "present": "",
@@ -87,13 +89,16 @@ def _where(number: int, mirrors: int) -> str:
 def _sections(told: dict[str, Any], *, verbose: bool) -> Iterator[tuple[str, list[str]]]:
     if told["image"] != parse(told["image"]).familiar:
         yield "image", [told["image"]]
+    if told["warm"] and told["hidden"]:
+        yield "not kept", [f"{told['hidden']['text']}; {told['hidden']['cure']}"]
     yield "pinned", [f"{pin['where']}, for {', '.join(pin['platforms'])}" for pin in told["pins"]]
     yield "used by", list(_uses(told))
     yield "perhaps", list(_open_names(told))
     if told["rank"]:
         rank = f"{told['rank']['rank']} of {told['rank']['of']}"
-        why = told["rank"]["why"].partition(": ")[2]
-        yield "rank", [f"{rank}: {why}" if verbose else rank]
+        why = f": {told['rank']['why'].partition(': ')[2]}" if verbose else ""
+        last = told["next"] and told["next"]["action"] == "fresh" and not told["pins"]
+        yield "rank", [rank + why + (", behind all that is not warm" if last else "")]
     yield "upstream", list(_upstream(told, verbose=verbose))
     yield "mirror", [text for url in told["mirrors"] for text in _mirror(told, url, verbose)]
     if told["last_copy"]:
@@ -119,7 +124,7 @@ def _uses(told: dict[str, Any]) -> Iterator[str]:
         path, number = one["project"].ljust(paths), counted(one["jobs"], "job").rjust(8)
         names = ", ".join(one["job_names"][:_OPEN_NAMES])
         more = ", …" if len(one["job_names"]) > _OPEN_NAMES else ""
-        yield f"  {path}  {number}  {names}{more}{_through(one['via'])}".rstrip()
+        yield _cut(f"  {path}  {number}  {names}{more}{_through(one['via'])}".rstrip())
     if (others := max(uses["projects"], len(uses["by_project"])) - len(shown)) > 0:
         yield f"  and {counted(others, 'other project')}: --json"
 
@@ -131,7 +136,7 @@ def _through(via: str | None) -> str:
 def _open_names(told: dict[str, Any]) -> Iterator[str]:
     found = told["unresolved"]
     for one in found[:_OPEN_NAMES]:
-        yield f"{one['project']}, job {one['job']}: {one['text']} {one['why']}"
+        yield _cut(f"{one['project']}, job {one['job']}: {one['text']} {one['why']}")
     if (others := told["unresolved_names"] - len(found[:_OPEN_NAMES])) > 0:
         yield f"and {counted(others, 'other name')} that variables keep open: --json"
 
@@ -177,7 +182,8 @@ def _next(told: dict[str, Any]) -> Iterator[str]:
     coming = told["next"]
     if coming is None:
         if not told["hidden"]:
-            yield "nothing: nobody wants it"
+            why = "its jobs ask GitLab for it" if told["uses"] else "nobody wants it"
+            yield f"nothing: {why}"
         return
     action = coming["action"]
     if action == "fresh":
@@ -209,6 +215,10 @@ def _ending(told: dict[str, Any]) -> Iterator[str]:
         yield f"to warm it now: {told['command']}"
     elif obstacle:
         yield f"nothing warms it now: {_about(told, obstacle)}; {obstacle['cure']}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _time(text: str) -> str:

@@ -242,11 +242,7 @@ class Observer:
         reference = want.reference
         upstream = self.upstreams.get(reference.registry)
         if upstream is None:
-            return Failure(
-                "unlisted-registry",
-                f"registry {reference.registry} is not listed under registries:",
-                f"add {reference.registry}: {{}} there to mirror it",
-            )
+            return unlisted(reference)
         try:
             _ = reference.mirror_repository
         except InvalidReference as error:
@@ -255,13 +251,7 @@ class Observer:
             public = self._is_public(upstream, reference)
         except RegistryError as error:
             return error.failure
-        if public:
-            return None
-        return Failure(
-            "private",
-            f"{reference.name} is private, and everybody could read it on the mirror",
-            "pin it if that is wanted",
-        )
+        return None if public else private(reference)
 
     def _is_public(self, upstream: UpstreamSite, reference: Reference) -> bool:
         """Ask without credentials, once a week for each repository."""
@@ -481,6 +471,24 @@ def _reduced(want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Manif
         if look.manifest is not None and _serves(look.manifest, descriptor, want):
             return look.manifest
     return None
+
+
+def unlisted(reference: Reference) -> Failure:
+    """Return the failure of an image whose registry may not be mirrored."""
+    return Failure(
+        "unlisted-registry",
+        f"registry {reference.registry} is not listed under registries:",
+        f"add {reference.registry}: {{}} there to mirror it",
+    )
+
+
+def private(reference: Reference) -> Failure:
+    """Return the failure of an image that CI names and that not everybody may see."""
+    return Failure(
+        "private",
+        f"{reference.name} is private, and everybody could read it on the mirror",
+        "pin it if that is wanted",
+    )
 
 
 def no_platform(want: Want, index: Manifest) -> Failure:

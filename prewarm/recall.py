@@ -16,7 +16,7 @@ from prewarm.demand import Want
 from prewarm.errors import Failure
 from prewarm.ledger import Known
 from prewarm.manifest import OCI_INDEX, Descriptor
-from prewarm.observe import BREAKING, MirrorSite
+from prewarm.observe import BREAKING, MirrorSite, private, unlisted
 from prewarm.plan import LATER, Holding, Quota, Seen, State
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import HOST_CODES, UPSTREAM_CODES
@@ -112,7 +112,7 @@ class Recall:
         reference = want.reference
         upstream = self._session.edges.upstreams.get(reference.registry)
         if upstream is None:
-            return Failure("unlisted-registry", f"registry {reference.registry} is not listed", "")
+            return unlisted(reference)
         try:
             _ = reference.mirror_repository
         except InvalidReference as error:
@@ -120,13 +120,7 @@ class Recall:
         if want.pinned or upstream.public is None:
             return None
         public = self._session.ledger.is_public(reference.registry, reference.repository, 0.0)
-        if public is not False:
-            return None
-        return Failure(
-            "private",
-            f"{reference.name} is private, and everybody could read it on the mirror",
-            "pin it if that is wanted",
-        )
+        return private(reference) if public is False else None
 
     def _hold(self, site: MirrorSite, reference: Reference) -> Holding:
         holding = Holding(site.url, site.target, reference.mirror_repository)

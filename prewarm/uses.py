@@ -573,17 +573,19 @@ _JOB_RUNS: Final = """
 
 # Both sides keep an image once for each job, although definition and trace may both name it.
 _USERS: Final = """
-    SELECT COALESCE(projects.path, 'project ' || found.project), job, via, runs, failures, last
+    SELECT COALESCE(projects.path, found.path), job, via, runs, failures, last
     FROM (
-        SELECT named.project AS project, named.job AS job, via, COALESCE(SUM(runs), 0) AS runs,
-               COALESCE(SUM(pull_failures), 0) AS failures, MAX(last) AS last
+        SELECT named.project AS project, '' AS path, named.job AS job, via,
+               COALESCE(SUM(runs), 0) AS runs, COALESCE(SUM(pull_failures), 0) AS failures,
+               MAX(last) AS last
         FROM (SELECT DISTINCT project, job, via FROM job_images
               WHERE reference = :reference) AS named
         LEFT JOIN job_runs ON job_runs.project = named.project AND job_runs.job = named.job
             AND day >= :day
         GROUP BY named.project, named.job, via
         UNION ALL
-        SELECT project, '' AS job, via, SUM(runs) AS runs, 0 AS failures, MAX(last) AS last
+        SELECT project, MAX(path) AS path, '' AS job, via,
+               SUM(runs) AS runs, 0 AS failures, MAX(last) AS last
         FROM log_uses WHERE reference = :reference AND day >= :day GROUP BY project, via
     ) AS found
     LEFT JOIN projects ON projects.id = found.project
