@@ -106,10 +106,7 @@ def explain(session: Session, reference: Reference, *, offline: bool) -> Explana
     view = _view(session, recall, used, tags, reference, offline=offline)
     pins = [pin for pin in settings.pins if _names(pin, reference, tags)]
     hidden = _hidden(session, view, recall)
-    seen = view.seen
-    told_warm = seen.failure is None or is_transient(seen.failure)
-    warm = bool(seen.targets) and told_warm and not seen.open_targets
-    warm = warm and all(holding.failure is None for holding in seen.targets)
+    warm = _is_warm(view.seen)
     open_names = _open_names(session, reference)
     command, obstacle = _way(view) if not (warm or hidden) else (None, None)
     return Explanation(
@@ -133,6 +130,13 @@ def explain(session: Session, reference: Reference, *, offline: bool) -> Explana
             "obstacle": obstacle,
         },
     )
+
+
+def _is_warm(seen: Seen) -> bool:
+    """Whether every mirror has it, by what upstream has, or had where it does not answer now."""
+    if seen.failure is not None and not is_transient(seen.failure):
+        return False
+    return bool(seen.targets) and all(holding.state == "fresh" for holding in seen.targets)
 
 
 def _view(
@@ -214,8 +218,9 @@ def _hidden(session: Session, view: _View, recall: Recall) -> dict[str, str] | N
         return {"code": step.code, "text": step.reason, "cure": cure}
     told = recall.told(reference)
     if told is not None and told["code"] == "image-size" and isinstance(step, Copy | Defer):
-        cure = "raise limits.image_size in images.yml"
-        return {"code": told["code"], "text": told["reason"], "cure": cure}
+        cure = "raise limits.image_size in images.yml and sync again"
+        text = f"{told['reason']}, as the last sync found"
+        return {"code": told["code"], "text": text, "cure": cure}
     return None
 
 

@@ -247,6 +247,19 @@ def test_explain_tells_what_hides_an_image(site: Site) -> None:
     assert site.explain("f:1", code=1)["hidden"] is None
 
 
+def test_explain_digest_pin_needs_every_platform_of_its_index(site: Site) -> None:
+    image = site.box.push("library/a", "1", platforms=[AMD, ARM])
+    name = f"a@{image.digest}"
+    site.configure([name], gitlab=None)
+    cold = site.explain(name, code=1)
+    assert (cold["command"], cold["upstream"]["digest"]) == (f"prewarm sync {name}", image.digest)
+    site.host.sync()
+    for offline in ((), ("--offline",)):
+        warm = site.explain(name, *offline, code=0)
+        assert warm["mirrors"][site.mirror]["platforms"] == {AMD: "present", ARM: "present"}
+    assert len(warm["pins"]) == 1
+
+
 def test_explain_image_of_too_many_pulls_is_not_mirrored(site: Site) -> None:
     site.push("a:1")
     site.configure(["a:1"], platforms=[AMD, ARM], limits={"pulls_per_image": 1}, gitlab=None)
