@@ -6,7 +6,7 @@ A pull counts while its age is below the window's length, and at exactly that ag
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -174,38 +174,50 @@ class Forecast:
 
     def fits(self, cost: int) -> bool:
         """Whether `cost` could be spent now without delaying what is placed; places nothing."""
-        return self._find(cost) == 0.0
+        return self.earliest(cost) == 0.0
 
     def place(self, cost: int) -> float | None:
         """Place `cost` and return the seconds from now until its time; None if it never fits."""
-        start = self._find(cost)
-        if start is None or self._capacity is None or cost <= 0:
-            return start
-        end = start + self._length
-        first, last = bisect_left(self._times, start), bisect_left(self._times, end)
-        if last == len(self._times) or self._times[last] != end:
-            self._times.insert(last, end)
-            self._loads.insert(last, self._loads[last - 1])
-        self._loads[first:last] = [load + cost for load in self._loads[first:last]]
+        start = self.earliest(cost)
+        if start is not None:
+            self.place_at(cost, start)
         return start
 
-    def _find(self, cost: int) -> float | None:
+    def place_at(self, cost: int, start: float) -> None:
+        """Place `cost` at a time at which it fits."""
         if self._capacity is None or cost <= 0:
-            return 0.0
+            return
+        first, last = self._step_at(start), self._step_at(start + self._length)
+        self._loads[first:last] = [load + cost for load in self._loads[first:last]]
+
+    def _step_at(self, seconds: float) -> int:
+        """Return the index of the load that begins then, made where need be."""
+        at = bisect_left(self._times, seconds)
+        if at == len(self._times) or self._times[at] != seconds:
+            self._times.insert(at, seconds)
+            self._loads.insert(at, self._loads[at - 1])
+        return at
+
+    def earliest(self, cost: int, after: float = 0.0) -> float | None:
+        """Return the first time, `after` or later, at which `cost` fits; None for never."""
+        if self._capacity is None or cost <= 0:
+            return after
         room = self._capacity - cost
         if room < 0:
             return None
         times, loads = self._times, self._loads
-        at = bisect_left(times, self._earliest.get(cost, 0.0))
-        while True:
-            while loads[at] > room:
-                at += 1
-            end = bisect_left(times, times[at] + self._length)
-            if max(loads[at:end]) <= room:
-                self._earliest[cost] = times[at]
-                return times[at]
+        known = self._earliest.get(cost, 0.0)
+        start = max(known, after)
+        at = bisect_right(times, start) - 1
+        while max(loads[at : bisect_left(times, start + self._length)]) > room:
             while loads[at] <= room:
                 at += 1
+            while loads[at] > room:
+                at += 1
+            start = times[at]
+        if after <= known:
+            self._earliest[cost] = start
+        return start
 
 
 def window_for(

@@ -333,10 +333,10 @@ class _Purse:
             f"already (limits.pulls_per_project {self._share})",
         )
 
-    def part(self) -> int:
+    def part(self, want: Want) -> int:
         """Return how many pulls an image larger than an empty window may spend now."""
         quota = self._quota
-        if quota.closed is not None:
+        if quota.closed is not None or self._unfair(want, Cost(1, 1)) is not None:
             return 0
         left = self._pulls or 0
         if quota.reported is not None:
@@ -455,7 +455,7 @@ def _decide(
             "pulls-per-image",
             f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
         )
-    if purse.larger(price) and (part := purse.part()) > 0:
+    if purse.larger(price) and (part := purse.part(want)) > 0:
         purse.pay(want, Cost(part, part + 1))
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
     if (refused := purse.refusal(want, price, metered=seen.metered)) is not None:
@@ -521,14 +521,29 @@ class _Calendar:
             return 0.0
         if (forecast := self._registries.get(registry)) is None:
             forecast = self._registries[registry] = Forecast(quota.spends, window)
-        wait = forecast.place(min(pulls, max(1, window.capacity)))
-        if project is None or wait is None:
-            return wait
+        fitting = min(pulls, max(1, window.capacity))
+        if project is None:
+            return forecast.place(fitting)
         if (own := self._projects.get((registry, project))) is None:
             spends = [spend for spend in quota.spends if spend.project == project]
             own = Forecast(spends, Window(self._share, window.seconds))
             self._projects[registry, project] = own
-        return max(wait, own.place(min(pulls, self._share)) or 0.0)
+        return _place_in_all([(forecast, fitting), (own, min(pulls, self._share))])
+
+
+def _place_in_all(parts: Sequence[tuple[Forecast, int]]) -> float | None:
+    """Place pulls in each forecast at the first time at which all have room; None for never."""
+    start, latest = -1.0, 0.0
+    while latest > start:
+        start = latest
+        for forecast, pulls in parts:
+            found = forecast.earliest(pulls, latest)
+            if found is None:
+                return None
+            latest = found
+    for forecast, pulls in parts:
+        forecast.place_at(pulls, start)
+    return start
 
 
 def _dated(steps: Iterable[Step], calendar: _Calendar, now: float) -> Iterator[Step]:
