@@ -135,7 +135,7 @@ class Reservation:
 class Refusal:
     """Why a step may not start now."""
 
-    kind: Literal["budget", "upstream-quota"]
+    kind: Literal["budget", "project-share", "upstream-quota"]
     until: float | None
     """Seconds until the own budget has room; None if never, or if nobody can know."""
     in_flight: bool
@@ -312,17 +312,21 @@ class Ledger(Uses):
         now: Moment,
         reported: tuple[int, Moment] | None = None,
         project: str | None = None,
+        share: int | None = None,
     ) -> Reservation | Refusal:
         """Reserve pulls and GETs before a step starts, in one transaction with the sums.
 
         `reported` is what upstream says remains, and the moment before the HEAD that said so was
-        sent. `project` alone uses the image. Nothing is charged where it is refused.
+        sent. `project` alone uses the image, and may have `share` pulls of a window, or one image.
+        Nothing is charged where it is refused.
         """
         with self._transaction(durable=True):
             at = self._note_moment(now)
             account_rows = {"registry": registry, "account": account, "own": ""}
-            refusal = self._own_refusal(account_rows, pulls, window, at) or self._upstream_refusal(
-                account_rows, gets, window, reported
+            refusal = (
+                self._own_refusal(account_rows, pulls, window, at)
+                or self._share_refusal(account_rows, pulls, window, at, project, share)
+                or self._upstream_refusal(account_rows, gets, window, reported)
             )
             if refusal is not None:
                 return refusal
@@ -358,11 +362,13 @@ class Ledger(Uses):
         window: Window,
         now: Moment,
         reported: tuple[int, Moment] | None = None,
+        project: str | None = None,
+        share: int | None = None,
     ) -> Literal[True] | Refusal:
         """Change a reservation to these totals, as when an index has told its children.
 
         What is lowered needs no room; what is raised is checked as a whole, the GETs already sent
-        included. Where it is refused the reservation stays as it was.
+        included. Where it is refused the reservation stays as it was. Else as for `reserve`.
         """
         with self._transaction(durable=True):
             at = self._note_moment(now)
@@ -374,7 +380,9 @@ class Ledger(Uses):
             }
             refusal = None
             if pulls > held_pulls:
-                refusal = self._own_refusal(account_rows, pulls, window, at)
+                refusal = self._own_refusal(account_rows, pulls, window, at) or self._share_refusal(
+                    account_rows, pulls, window, at, project, share
+                )
             if gets > held_gets and refusal is None:
                 refusal = self._upstream_refusal(account_rows, gets, window, reported)
             if refusal is not None:
@@ -449,6 +457,25 @@ class Ledger(Uses):
         spends = self._spends(account_rows, at, window.seconds)
         in_flight = any(spend.in_flight for spend in spends)
         return Refusal("budget", next_free(spends, window, pulls), in_flight)
+
+    def _share_refusal(
+        self,
+        account_rows: dict[str, str],
+        pulls: int,
+        window: Window,
+        at: float,
+        project: str | None,
+        share: int | None,
+    ) -> Refusal | None:
+        if project is None or share is None or window.capacity is None or pulls <= 0:
+            return None
+        spends = self._spends(account_rows, at, window.seconds)
+        own = [spend for spend in spends if spend.project == project]
+        held = sum(spend.pulls for spend in own)
+        if not held or held + pulls <= share:
+            return None
+        until = next_free(own, Window(share, window.seconds), min(pulls, share))
+        return Refusal("project-share", until, any(spend.in_flight for spend in own))
 
     def _upstream_refusal(
         self,

@@ -129,6 +129,7 @@ class Purchasing:
                 self._clock(),
                 reported,
                 image.want.only_project,
+                self._limits.pulls_per_project,
             )
             if isinstance(answer, Reservation):
                 break
@@ -191,7 +192,7 @@ class Purchasing:
         due = image.due
         if len(due) > self._limits.pulls_per_image:
             return too_many(image, len(due), self._limits)
-        affordable, refusal = self._afford(upstream, bill, len(due))
+        affordable, refusal = self._afford(image, upstream, bill, len(due))
         for digest in due[:affordable]:
             self._renew(upstream, bill)
             # Another image may share it, and have brought it meanwhile.
@@ -202,7 +203,7 @@ class Purchasing:
         return self._in_parts(image, upstream, len(due), refusal)
 
     def _afford(
-        self, upstream: UpstreamSite, bill: Bill, children: int
+        self, image: Image, upstream: UpstreamSite, bill: Bill, children: int
     ) -> tuple[int, Refusal | None]:
         """Fit the reservation to the children that are really due; return how many it allows.
 
@@ -222,6 +223,8 @@ class Purchasing:
                 window,
                 self._clock(),
                 bill.reported,
+                image.want.only_project,
+                self._limits.pulls_per_project,
             )
             if not isinstance(answer, Refusal):
                 bill.renewed, bill.held_pulls = self._clock(), max(1, number)
@@ -262,7 +265,7 @@ class Purchasing:
         self, image: Image, upstream: UpstreamSite, children: int, refusal: Refusal | None
     ) -> Defer:
         """The step of an image of which some manifests must wait."""
-        if refusal is not None and refusal.kind == "upstream-quota":
+        if refusal is not None and refusal.kind != "budget":
             return _refused(image, _exact(children), refusal, self._clock())
         window = self._windows(upstream)
         at_hand = children - len(image.due)
@@ -289,6 +292,11 @@ def _refused(image: Image, price: Cost, refusal: Refusal, now: Moment) -> Defer:
         reason = "the window has been spent meanwhile"
         until = None if refusal.until is None else now.wall + refusal.until
         return Defer(image.want, image.seen, price, "budget", reason, until)
+    if refusal.kind == "project-share":
+        project = image.want.only_project
+        reason = f"only {project} uses it, which has had its share of the window meanwhile"
+        until = None if refusal.until is None else now.wall + refusal.until
+        return Defer(image.want, image.seen, price, "project-share", reason, until)
     return Defer(
         image.want,
         image.seen,

@@ -392,7 +392,7 @@ def carry_out(
 
 
 def _may_go_later(step: Step) -> bool:
-    return isinstance(step, Defer) and step.code in {"budget", "upstream-quota"}
+    return isinstance(step, Defer) and step.code in {"budget", "project-share", "upstream-quota"}
 
 
 def _together(first: Outcome | None, last: Outcome) -> Outcome:

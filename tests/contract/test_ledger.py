@@ -176,6 +176,29 @@ def test_extend_lower_is_granted_in_a_window_that_shrank(ledger: Ledger) -> None
     assert ledger.extend(reservation, 5, 5, Window(1), at(1), (0, at(1))) is True
 
 
+@pytest.mark.parametrize(
+    ("before", "pulls", "granted"), [(0, 9, True), (2, 1, True), (2, 2, False), (9, 1, False)]
+)
+def test_reserve_and_extend_give_a_project_its_share_or_one_image(
+    ledger: Ledger, before: int, pulls: int, granted: bool
+) -> None:
+    share = ("docker.io", "acme", "library/x", "sha256:0")
+
+    def take(number: int, project: str) -> Reservation | Refusal:
+        return ledger.reserve("run", *share, number, number, Window(99), at(0), None, project, 3)
+
+    first = take(before, "team/a")
+    assert isinstance(first, Reservation)
+    assert isinstance(take(20, "team/b"), Reservation)
+    refused = Refusal("project-share", 6 * HOUR, in_flight=True)
+    answer = take(pulls, "team/a")
+    assert isinstance(answer, Reservation) if granted else answer == refused
+    if not isinstance(answer, Reservation):
+        answer = reserved(ledger, 0, at(0), window=Window(99))
+    more = ledger.extend(answer, pulls, pulls, Window(99), at(0), None, "team/a", 3)
+    assert more == (True if granted else refused)
+
+
 # What upstream reports
 
 
