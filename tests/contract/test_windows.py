@@ -237,6 +237,7 @@ class Process:
         )
         self.waiting: list[Worker] = []
         self.working: list[Worker] = []
+        self.slept = False
 
     @property
     def alive(self) -> bool:
@@ -292,6 +293,10 @@ class Process:
         self.ledger.close()
 
     def die(self) -> None:
+        # A dead step's GETs are taken to have gone out within STEP_SECONDS: not so after a sleep.
+        while self.slept and self.working:
+            for worker in self.working[:]:
+                self.go(worker)
         self.ledger.close()
         for worker in (*self.working, *self.waiting):
             worker.killed = True
@@ -328,7 +333,9 @@ class Process:
             except EndedError as early:
                 ended = early.step
         self.over.add(worker.turn)
-        assert ended is None or isinstance(ended, Defer), ended
+        if ended is not None:
+            assert isinstance(ended, Defer)
+            assert ended.code in {"budget", "project-share"}
         if image.content is None:
             return
         worker.pause()
@@ -429,6 +436,12 @@ class Site(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([90, 179, 180, 299, 300]))
     def long_time_passes(self, seconds: int) -> None:
         self.time += seconds
+
+    @rule(seconds=st.sampled_from([179, 299, 10**4]))
+    def machine_sleeps(self, seconds: int) -> None:
+        self.time += seconds
+        for process in self.processes.values():
+            process.slept = True
 
     @rule(seconds=st.sampled_from([-(10**6), -300, 300, 10**6]))
     def wall_clock_is_set(self, seconds: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -358,6 +359,30 @@ def test_buy_index_of_more_children_than_fit_waits_whole_after_its_index(box: Sa
         assert (ended.code, ended.cost and ended.cost.pulls) == ("budget", 3)
         assert len(gets(box)) == 1
         assert (image.pulls, buyer.charged) == (1, 2)
+
+
+def test_buy_index_of_more_children_than_its_project_has_left_waits_after_its_index(
+    box: Sandbox,
+) -> None:
+    box.push("library/app", "1", platforms=THREE)
+    box.push("library/other", "1")
+    with buying(box.hub.url, Window(99, HOURS_6), limits=Limits(pulls_per_project=3)) as buyer:
+
+        def look(text: str) -> Image:
+            image = buyer.look(text, "all")
+            want = replace(image.want, sources=("history",), only_project="team/a")
+            image.step = replace(image.step, want=want)
+            return image
+
+        assert buyer.buy(look("other:1")) is None
+        box.hub.access.clear()
+        ended = buyer.buy(look("app:1"))
+        assert isinstance(ended, Defer)
+        assert ended.code == "project-share"
+        assert ended.until == pytest.approx(clock.now().wall + HOURS_6, abs=20)
+        assert (len(gets(box)), buyer.charged) == (1, 2)
+        # What is everybody's goes on.
+        assert buyer.buy(buyer.look("app:1", "all")) is None
 
 
 def test_buy_index_of_more_children_than_upstream_has_left_waits_for_no_time() -> None:
