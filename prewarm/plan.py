@@ -307,6 +307,9 @@ class _Purse:
         quota = self._quota
         if price.known_gets == 0:
             return None
+        if self.larger(price):
+            # It comes in parts: one child would do, with the index.
+            price = Cost(1, 2)
         if quota.closed is not None:
             return quota.closed.code, quota.closed.text
         if self._pulls is not None and price.known_pulls > self._pulls:
@@ -333,13 +336,13 @@ class _Purse:
             f"already (limits.pulls_per_project {self._share})",
         )
 
-    def part(self, want: Want) -> int:
+    def part(self, want: Want, *, metered: bool) -> int:
         """Return how many pulls an image larger than an empty window may spend now."""
         quota = self._quota
         if quota.closed is not None or self._unfair(want, Cost(1, 1)) is not None:
             return 0
         left = self._pulls or 0
-        if quota.reported is not None:
+        if quota.reported is not None and metered:
             # The index itself may be one GET more.
             left = min(left, quota.reported.remaining - self._gets - quota.window.reserve - 1)
         return max(0, left)
@@ -455,7 +458,7 @@ def _decide(
             "pulls-per-image",
             f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
         )
-    if purse.larger(price) and (part := purse.part(want)) > 0:
+    if purse.larger(price) and (part := purse.part(want, metered=seen.metered)) > 0:
         purse.pay(want, Cost(part, part + 1))
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
     if (refused := purse.refusal(want, price, metered=seen.metered)) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prewarm.budget import Spend, Window
+from prewarm.budget import Limit, Spend, Window
 from prewarm.demand import Want
 from prewarm.manifest import OCI_INDEX, Descriptor, Manifest, digest_of
 from prewarm.plan import Copy, Defer, Holding, Plan, Quota, Seen, action, plan
@@ -205,8 +205,17 @@ def test_plan_image_in_parts_takes_no_more_than_once_in_a_window_from_its_projec
     found = world.plan()
     assert [(action(step), step.code) for step in found.steps] == [
         ("copy", "missing"),
-        ("defer", "budget"),
+        ("defer", "project-share"),
         ("copy", "missing"),
     ]
     (large,) = [step for step in found.steps if isinstance(step, Defer)]
     assert large.until == NOW + 100
+
+
+def test_plan_image_in_parts_for_which_upstream_has_too_little_waits_for_no_known_time() -> None:
+    demand = (missing("docker.io/team/large:1", None, 7),)
+    for remaining, did, code in ((1, "defer", "upstream-quota"), (2, "copy", "missing")):
+        hub = Quota("acme", Window(4, 100), "written", reported=Limit(9, 100, remaining, ""))
+        (step,) = World(demand, {HUB: hub}, 9).plan().steps
+        assert (action(step), step.code) == (did, code)
+        assert not isinstance(step, Defer) or step.until is None
