@@ -339,12 +339,15 @@ class _Purse:
     def part(self, want: Want, *, metered: bool) -> int:
         """Return how many pulls an image larger than an empty window may spend now."""
         quota = self._quota
-        if quota.closed is not None or self._unfair(want, Cost(1, 1)) is not None:
+        if quota.closed is not None:
             return 0
         left = self._pulls or 0
         if quota.reported is not None and metered:
             # The index itself may be one GET more.
             left = min(left, quota.reported.remaining - self._gets - quota.window.reserve - 1)
+        spent = self._spent[want.only_project] if want.only_project else 0
+        if self._share is not None and spent:
+            left = min(left, self._share - spent)
         return max(0, left)
 
     def larger(self, price: Cost) -> bool:

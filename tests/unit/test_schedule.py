@@ -148,9 +148,18 @@ ONE_SHARE = World(
 """team/a goes once in each window, so there is room in the first for one that is everybody's."""
 
 
+PART_OF_A_SHARE = World(
+    (missing("docker.io/team/app:1", "team/a", 5),),
+    {HUB: Quota("acme", Window(3, 100), "written", (Spend(0.0, 1, project="team/a"),))},
+    2,
+)
+"""An image that comes in parts takes what is left of the share, though the window has more."""
+
+
 @settings(deadline=None)
 @given(worlds())
 @example(ONE_SHARE)
+@example(PART_OF_A_SHARE)
 def test_until_is_the_earliest_time_at_which_every_window_has_room(world: World) -> None:
     found = world.plan()
     before, started = spent_before(world), pulled_now(found)
