@@ -6,7 +6,8 @@ the Host header decides which stand-in answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ssl
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -26,9 +27,18 @@ OTHERS: Final = ("quay.io", "ghcr.io", "registry.gitlab.com", "gcr.io", "registr
 
 
 class Names:
-    """The proxy; `hub` answers for Docker Hub's names, `others` under their own names."""
+    """The proxy; `hub` answers for Docker Hub's names, `others` under their own names.
 
-    def __init__(self, folder: Path, hub: Hub, others: Mapping[str, Site] | None = None) -> None:
+    So does `private`, by certificates that only `private_ca` proves: the variables of `env` do not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        hub: Hub,
+        others: Mapping[str, Site] | None = None,
+        private: Mapping[str, Site] | None = None,
+    ) -> None:
         self.authority = Authority(folder)
         self.ca = self.authority.ca
         self._sites: dict[str, Site] = dict.fromkeys(DOCKER_HUB, hub)
@@ -36,6 +46,11 @@ class Names:
         self.nobody = Nobody()
         names = [*self._sites, *OTHERS, "localhost", "127.0.0.1"]
         context = self.authority.server_context(list(dict.fromkeys(names)))
+        self._sites |= private or {}
+        hidden = Authority(folder / "private")
+        self.private_ca = hidden.ca
+        if private:
+            _answer_otherwise(context, private, hidden)
         self._server = Server(self._route, tunnel=context)
         self.url = self._server.url
 
@@ -47,6 +62,11 @@ class Names:
 
     def close(self) -> None:
         self._server.close()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that have a stand-in."""
+        return tuple(self._sites)
 
     def env(self) -> dict[str, str]:
         """Return the variables by which Go and Python programs take the proxy and trust it."""
@@ -62,6 +82,19 @@ class Names:
 
     def _route(self, request: Request) -> Site:
         return self._sites.get(request.host.partition(":")[0], self.nobody)
+
+
+def _answer_otherwise(
+    context: ssl.SSLContext, names: Collection[str], authority: Authority
+) -> None:
+    """Let clients that ask for one of the names (by SNI) see a certificate of the authority."""
+    hidden = authority.server_context(list(names))
+
+    def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name in names:
+            connection.context = hidden
+
+    context.sni_callback = choose
 
 
 class Nobody(Site):

@@ -73,9 +73,13 @@ class Sandbox:
         """Start one more registry in the sandbox's folder."""
         return self._stack.enter_context(Registry(self.path / name, **options))
 
-    def under_real_names(self, others: Mapping[str, Site] | None = None) -> Names:
-        """Start a proxy behind which the Hub, and others, have their real names."""
-        return self._stack.enter_context(Names(self.path / "ca", self.hub, others))
+    def under_real_names(
+        self,
+        others: Mapping[str, Site] | None = None,
+        private: Mapping[str, Site] | None = None,
+    ) -> Names:
+        """Start a proxy behind which the Hub, and others, have their real names; see Names."""
+        return self._stack.enter_context(Names(self.path / "ca", self.hub, others, private))
 
     def push(self, repository: str, *tags: str, **options: Any) -> Image:
         """Build an image (options of `build_image`) and put it upstream under the tags.
