@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix unit bench lock dist clean
+.PHONY: help setup clients demo check fix unit bench lock dist clean
 
 bin := .venv/bin
 heading = @printf '\n== %s\n'
@@ -13,10 +13,13 @@ help: ## list these targets
 setup: ## install what is missing: Debian packages and .venv
 	@.ci/setup
 
+clients: ## set-up with the container engines that only `make check` needs
+	@.ci/setup clients
+
 demo: setup ## show a sync at work, with a stand-in for Docker Hub and GitLab on this machine
 	@$(bin)/python -m tests.sandbox.demo
 
-check: setup ## all that CI checks: format, lint, types, tests
+check: clients ## all that CI checks: format, lint, types, tests
 	$(heading) 'format (ruff format)'
 	@$(bin)/ruff format --check
 	$(heading) 'lint (ruff check)'

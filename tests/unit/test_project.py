@@ -135,7 +135,12 @@ def test_lock_names_no_url_host_or_folder() -> None:
     assert [line for line in lines if re.search(r"://| @ |^-|\.org|\.com|/", line)] == []
 
 
-def test_setup_without_root_and_sudo_names_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("args", "engines"), [((), ""), (("clients",), " docker.io containerd podman buildah curl")]
+)
+def test_setup_without_root_and_sudo_names_the_command(
+    tmp_path: Path, args: tuple[str, ...], engines: str
+) -> None:
     """One line with what is missing, why it was not installed, and what to type."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     (tmp_path / "prewarm").mkdir()
@@ -150,14 +155,14 @@ def test_setup_without_root_and_sudo_names_the_command(tmp_path: Path) -> None:
         (tools / name).chmod(0o755)
 
     done = subprocess.run(
-        [tmp_path / ".ci/setup"], env={"PATH": str(tools)}, capture_output=True, text=True
+        [tmp_path / ".ci/setup", *args], env={"PATH": str(tools)}, capture_output=True, text=True
     )
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "setup: missing: docker-registry systemd python3 python3-venv; "
+        f"setup: missing: docker-registry systemd{engines} python3 python3-venv; "
         "this is not root and there is no sudo; as root: apt-get install --yes "
-        "--no-install-recommends docker-registry systemd python3 python3-venv\n"
+        f"--no-install-recommends docker-registry systemd{engines} python3 python3-venv\n"
     )
 
 
