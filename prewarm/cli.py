@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prewarm.ledger import Known, Ledger
     from prewarm.report import Report
     from prewarm.settings import Pin, Settings
-    from prewarm.sync import Scanner, Session
+    from prewarm.sync import Follow, Scanner, Session
 
 log = logging.getLogger("prewarm")
 
@@ -110,6 +110,7 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--no-scan", is_flag=True, help="Do not ask GitLab: pins and remembered demand only.")
 @click.option("--use-reserve", is_flag=True, help="Let the IMAGEs spend the reserve, too.")
+@click.option("--prune", is_flag=True, help="Then prune, as `prewarm prune` without --force does.")
 @click.option("--wait", is_flag=True, help="Wait up to 30m for a running sync to end.")
 @click.option(
     "--wait-for", metavar="DURATION", callback=_duration, help="Wait so long, such as 90s or 2h."
@@ -123,6 +124,7 @@ def sync(
     as_json: bool,
     no_scan: bool,
     use_reserve: bool,
+    prune: bool,
     wait: bool,
     wait_for: float | None,
     strict: bool,
@@ -138,14 +140,19 @@ def sync(
         raise UsageError(
             "usage", "--use-reserve opens the reserve for named images", "name the images"
         )
+    if prune and images:
+        raise UsageError("usage", "--prune follows a sync of all images", "name no images")
     settings = options.settings()
     asked = named_pins(settings, images)
     scanner = None if no_scan else _scanner(options, settings)
+    follow = _pruning if prune else None
     if dry_run:
-        report = _dry_run(settings, asked, scanner, use_reserve=use_reserve)
+        report = _dry_run(settings, asked, scanner, use_reserve=use_reserve, follow=follow)
     else:
         waiting = wait_for if wait_for is not None else (1800.0 if wait else 0.0)
-        report = _sync(options, settings, asked, scanner, waiting, use_reserve=use_reserve)
+        report = _sync(
+            options, settings, asked, scanner, waiting, use_reserve=use_reserve, follow=follow
+        )
     show_report(report, as_json=as_json, verbose=options.verbose)
     return _exit_code(report, strict=strict)
 
@@ -154,13 +161,24 @@ def _exit_code(report: Report, *, strict: bool) -> int:
     return 1 if strict and report.problems else report.exit_code
 
 
+def _pruning(session: Session, report: Report) -> Report:
+    from prewarm.removal import prune_after
+
+    return prune_after(session, report)
+
+
 def _dry_run(
-    settings: Settings, asked: Sequence[Pin], scanner: Scanner | None, *, use_reserve: bool
+    settings: Settings,
+    asked: Sequence[Pin],
+    scanner: Scanner | None,
+    *,
+    use_reserve: bool,
+    follow: Follow | None = None,
 ) -> Report:
     from prewarm.sync import dry_run
 
     with _looking(settings, use_reserve=use_reserve) as session:
-        return dry_run(session, asked, scanner)
+        return dry_run(session, asked, scanner, follow)
 
 
 def _sync(
@@ -171,6 +189,7 @@ def _sync(
     waiting: float,
     *,
     use_reserve: bool,
+    follow: Follow | None = None,
 ) -> Report:
     from prewarm.console import watching
     from prewarm.sync import Doing, sync
@@ -179,7 +198,7 @@ def _sync(
         _writing(settings, waiting, use_reserve=use_reserve) as (session, tools),
         watching(quiet=options.quiet) as progress,
     ):
-        return sync(session, asked, Doing(tools, progress, session.stop), scanner)
+        return sync(session, asked, Doing(tools, progress, session.stop), scanner, follow)
 
 
 @cli.command()
@@ -417,6 +436,32 @@ def verify(options: Global, repair: bool, as_json: bool) -> int:
             found = mend(session, verify(session), Doing(tools, progress, session.stop))
     show_verification(found, as_json=as_json)
     return found.exit_code
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@click.option("--force", is_flag=True, help="Go on although the scan is old, or much would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_global
+def prune(options: Global, dry_run: bool, force: bool, as_json: bool) -> int:
+    """Remove from push mirrors what prewarm wrote and nobody wants any more; never a pin.
+
+    To `keep` and `max_size` of each mirror, the least wanted first. Refuses without --force where
+    the last complete scan is older than 3 days, the scope has changed since, or more than 30 % of
+    the bytes would go.
+    """
+    from prewarm.console import show_pruned
+    from prewarm.removal import prune as pruned
+
+    settings = options.settings()
+    if dry_run:
+        with _looking(settings) as session:
+            report = pruned(session, dry_run=True, force=force)
+    else:
+        with _writing(settings, 0.0) as (session, _):
+            report = pruned(session, dry_run=False, force=force)
+    show_pruned(report, as_json=as_json)
+    return report.exit_code
 
 
 @cli.command()

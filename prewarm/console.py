@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prewarm.doctor import Checkup
     from prewarm.explain import Explanation
     from prewarm.findings import Scan
+    from prewarm.prune import PruneReport
     from prewarm.simulate import Simulation
     from prewarm.status import Status
     from prewarm.verify import Verification
@@ -64,10 +65,55 @@ def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
     ]
     if rows:
         _table(("image", "action", "pulls", "size", "platforms", "why"), rows)
+    if report.prune is not None:
+        _show_prune(report.prune)
     for problem in report.problems:
         colour = "red" if problem.severity == "error" else "yellow"
         _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
     _say(sentence(report))
+
+
+def show_pruned(report: PruneReport, *, as_json: bool) -> None:
+    """Print a prune: JSON, or what goes and why, the problems, and how the space comes back."""
+    from prewarm.prune import document
+
+    told = document(report)
+    if as_json:
+        show_json(told)
+        return
+    for problem in report.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _show_prune(told)
+
+
+def _show_prune(told: Mapping[str, Any]) -> None:
+    from prewarm.prune import sentence as pruned
+
+    for mirror in told["mirrors"]:
+        rows = [
+            (
+                printable(
+                    parse(row["image"]).familiar
+                    if row["image"]
+                    else f"{row['repository']}@{row['digest'][:19]}"
+                ),
+                size_words(row["bytes"]),
+                (row["last_used"] or "")[:10],
+                printable(row["reason"]),
+            )
+            for row in mirror["removed"]
+        ]
+        if rows:
+            _table((f"goes from {mirror['url']}", "frees", "last wanted", "why"), rows)
+        for one in mirror["stays"]:
+            _say(printable(f"{one['image']} stays: {one['reason']}"))
+        if mirror["bytes_before"] is not None:
+            sizes = [size_words(mirror[key]) for key in ("bytes_before", "bytes_after")]
+            _say(f"{mirror['url']}: {sizes[0]} before, {sizes[1]} after")
+    _say(pruned(told))
+    if told["garbage_collection"]:
+        _say(told["garbage_collection"])
 
 
 def _row(outcome: Outcome, why: str) -> tuple[str, ...]:

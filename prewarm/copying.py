@@ -332,6 +332,13 @@ class Carrier:
             )
             if (failure := too_little_space(site.settings, needed)) is not None:
                 raise PrewarmError(failure.code, failure.text, failure.cure)
+            # Before it is there: what a killed run leaves behind can be found and pruned.
+            self.ledger.note_pushed(
+                site.url,
+                image.holdings[site.url].repository,
+                (manifest.digest,),
+                self.observer.clock().wall,
+            )
             self._copy(image, site, manifest)
             image.note_present(site.url, (manifest.digest,))
 

@@ -42,6 +42,20 @@ _ACCOUNT: Final = """(account = :account
 """Rows of an account. Anonymous pulls count by the address that upstream reports; those of an
 address that it has not reported may be of any, so they count for each."""
 
+_WRITTEN: Final = """
+    INSERT INTO written (mirror, image, repository, tag, digest, upstream_digest, platforms, bytes,
+                         wall, wanted)
+    VALUES (:mirror, :image, :repository, :tag, :digest, :upstream_digest, :platforms, :bytes,
+            :wall, :wall)
+    ON CONFLICT (mirror, image) DO UPDATE SET
+        repository = excluded.repository, tag = excluded.tag, digest = excluded.digest,
+        upstream_digest = excluded.upstream_digest, platforms = excluded.platforms,
+        bytes = excluded.bytes, wall = excluded.wall"""
+_PUSHED: Final = """
+    INSERT INTO pushed (mirror, repository, digest, since)
+    VALUES (:mirror, :repository, :digest, :since)
+    ON CONFLICT (mirror, repository, digest) DO UPDATE SET since = excluded.since"""
+
 _Row = TypeVar("_Row")
 
 MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
@@ -118,6 +132,21 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 PRIMARY KEY (registry, repository, tag, at))""",
         ),
     ),
+    (
+        7,
+        (
+            # `since`: when it was pushed, or lost the last tag that prewarm had put on it.
+            """CREATE TABLE pushed (
+                mirror TEXT NOT NULL, repository TEXT NOT NULL, digest TEXT NOT NULL,
+                since DOUBLE PRECISION NOT NULL, PRIMARY KEY (mirror, repository, digest))""",
+            """INSERT INTO pushed (mirror, repository, digest, since)
+               SELECT mirror, repository, digest, MAX(wall) FROM written
+               GROUP BY mirror, repository, digest""",
+            "ALTER TABLE written ADD COLUMN wanted DOUBLE PRECISION NOT NULL DEFAULT 0",
+            """UPDATE written SET wanted = COALESCE(
+                (SELECT MAX(copies.wall) FROM copies WHERE copies.image = written.image), wall)""",
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -175,6 +204,19 @@ class Written:
     platforms: str
     bytes: int
     wall: float
+    wanted: float
+    """When a sync last wanted it, in epoch seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A manifest that prewarm pushed to a mirror, or was about to."""
+
+    repository: str
+    """On the mirror: `library/golang`."""
+    digest: str
+    since: float
+    """When that was, or when it lost the last tag that prewarm had put on it; epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -695,33 +737,72 @@ class Ledger(Uses):
         size: int,
         now: Moment,
     ) -> None:
-        """Remember that prewarm put an image of `size` bytes on a mirror: only that is pruned."""
-        self._write(
-            """INSERT INTO written (mirror, image, repository, tag, digest, upstream_digest,
-                                    platforms, bytes, wall)
-               VALUES (:mirror, :image, :repository, :tag, :digest, :upstream_digest,
-                       :platforms, :bytes, :wall)
-               ON CONFLICT (mirror, image) DO UPDATE SET
-                   repository = excluded.repository, tag = excluded.tag, digest = excluded.digest,
-                   upstream_digest = excluded.upstream_digest, platforms = excluded.platforms,
-                   bytes = excluded.bytes, wall = excluded.wall""",
-            mirror=mirror,
-            image=image,
-            repository=repository,
-            tag=tag,
-            digest=digest,
-            upstream_digest=upstream_digest,
-            platforms=platforms,
-            bytes=size,
-            wall=now.wall,
+        """Remember that prewarm put an image of `size` bytes on a mirror: only that is pruned.
+
+        What lay under its tag until now is remembered as pushed, so that it can be pruned, too.
+        """
+        values = {
+            "mirror": mirror,
+            "image": image,
+            "repository": repository,
+            "tag": tag,
+            "digest": digest,
+            "upstream_digest": upstream_digest,
+            "platforms": platforms,
+            "bytes": size,
+            "wall": now.wall,
+        }
+        with self._transaction():
+            before = self._connection.execute(
+                """SELECT digest FROM written
+                   WHERE mirror = :mirror AND image = :image AND digest <> :digest""",
+                values,
+            ).fetchall()
+            for one in {digest, *(found for (found,) in before)}:
+                self._connection.execute(_PUSHED, {**values, "digest": one, "since": now.wall})
+            self._connection.execute(_WRITTEN, values)
+
+    def note_pushed(
+        self, mirror: str, repository: str, digests: Iterable[str], since: float
+    ) -> None:
+        """Remember manifests, tagged or not, that are about to be pushed (epoch seconds)."""
+        where = {"mirror": mirror, "repository": repository, "since": since}
+        with self._transaction():
+            self._connection.executemany(_PUSHED, [{**where, "digest": one} for one in digests])
+
+    def pushed(self, mirror: str) -> tuple[Pushed, ...]:
+        """Return the manifests that prewarm pushed to the mirror, those that failed as well."""
+        return self._rows(
+            Pushed,
+            """SELECT repository, digest, since FROM pushed WHERE mirror = :mirror
+               ORDER BY repository, digest""",
+            {"mirror": mirror},
         )
+
+    def forget_pushed(self, mirror: str, repository: str, digests: Iterable[str]) -> None:
+        """Forget manifests that are no longer on the mirror."""
+        where = {"mirror": mirror, "repository": repository}
+        with self._transaction():
+            self._connection.executemany(
+                """DELETE FROM pushed
+                   WHERE mirror = :mirror AND repository = :repository AND digest = :digest""",
+                [{**where, "digest": one} for one in digests],
+            )
+
+    def note_wanted(self, images: Iterable[str], now: Moment) -> None:
+        """Note that a sync wants these images, wherever they were written."""
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE written SET wanted = :now WHERE image = :image",
+                [{"image": image, "now": now.wall} for image in images],
+            )
 
     def written(self, mirror: str | None = None, image: str | None = None) -> tuple[Written, ...]:
         """Return what prewarm put on the mirror, of the image; None means any."""
         return self._rows(
             Written,
             """SELECT mirror, image, repository, tag, digest, upstream_digest, platforms, bytes,
-                      wall
+                      wall, wanted
                FROM written
                WHERE mirror = COALESCE(:mirror, mirror) AND image = COALESCE(:image, image)
                ORDER BY mirror, image""",

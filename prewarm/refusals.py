@@ -143,7 +143,8 @@ def _mirror(request: Request, status: int, body: bytes) -> Refusal | None:
             return Refusal(
                 "delete-disabled",
                 "deletes nothing",
-                "set storage.delete.enabled: true in the registry's configuration",
+                "set storage.delete.enabled: true in the registry's configuration, or "
+                "REGISTRY_STORAGE_DELETE_ENABLED=true, and restart it",
             )
         return Refusal(
             "proxy",

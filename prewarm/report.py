@@ -47,6 +47,8 @@ class Report:
     whole: bool = True
     """Whether all that is wanted is here, not only images that a person named: their places are
     ranks then."""
+    prune: Mapping[str, Any] | None = None
+    """What `sync --prune` removed: the document of `prune --json`."""
 
     @property
     def exit_code(self) -> int:
@@ -141,6 +143,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "images": [{**image_json(outcome), "reason": why} for outcome, why in explained(report)],
         "problems": [problem_json(problem) for problem in report.problems],
         "summary": summary(report.outcomes),
+        **({} if report.prune is None else {"prune": report.prune}),
     }
 
 

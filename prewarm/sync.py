@@ -289,6 +289,9 @@ class Doing:
 Scanner = Callable[[Ledger], Scan]
 """Asks GitLab what CI used, into the ledger; raises PrewarmError where it cannot be asked."""
 
+Follow = Callable[[Session, Report], Report]
+"""Does what comes after the copies and returns the report with what came of it."""
+
 
 def scan_if_due(session: Session, scanner: Scanner | None) -> tuple[Problem, ...]:
     """Scan where the last scan is too old; without a GitLab the remembered demand must do."""
@@ -306,22 +309,33 @@ def scan_if_due(session: Session, scanner: Scanner | None) -> tuple[Problem, ...
         return (Problem("error", error.code, gitlab.url, text, error.cure),)
 
 
-def dry_run(session: Session, asked: Sequence[Pin], scanner: Scanner | None = None) -> Report:
+def dry_run(
+    session: Session,
+    asked: Sequence[Pin],
+    scanner: Scanner | None = None,
+    follow: Follow | None = None,
+) -> Report:
     """Return the plan as a report: no pull is spent, nothing is written to a mirror."""
     started = session.clock().wall
     met = scan_if_due(session, None if asked else scanner)
     seen = survey(session, asked)
     seen = replace(seen, problems=(*met, *seen.problems))
     outcomes = planned(make_plan(session, seen.images))
-    return report_of(session, "dry-run", started, outcomes, seen, is_dry=True)
+    report = report_of(session, "dry-run", started, outcomes, seen, is_dry=True)
+    return report if follow is None else follow(session, report)
 
 
 def sync(
-    session: Session, asked: Sequence[Pin], doing: Doing, scanner: Scanner | None = None
+    session: Session,
+    asked: Sequence[Pin],
+    doing: Doing,
+    scanner: Scanner | None = None,
+    follow: Follow | None = None,
 ) -> Report:
     """Do the main job once, and record it; the caller holds the locks.
 
-    Without a `scanner`, or where the last scan is young, the remembered demand counts.
+    Without a `scanner`, or where the last scan is young, the remembered demand counts. `follow`
+    comes after the copies, unless a signal or a bug has ended them.
     """
     started = session.clock()
     deadline = time.monotonic() + session.settings.limits.run_time
@@ -331,7 +345,11 @@ def sync(
     seen = survey(session, asked)
     seen = replace(seen, problems=(*met, *seen.problems))
     outcomes = carry_out(session, seen.images, run, deadline, doing)
+    wanted = [str(want.reference) for want, _ in seen.images]
+    session.ledger.note_wanted(wanted, session.clock())
     report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
+    if follow is not None and report.exit_code in (0, 1) and not session.stop.is_set():
+        report = follow(session, report)
     # A file or a list of tags that could not be read, or a stop, hides what is wanted still.
     complete = seen.complete and not (session.settings.problems or session.stop.is_set())
     record(session, report, whole=not asked, complete=complete)

@@ -29,6 +29,7 @@ from prewarm.ledger import (
     Covered,
     Known,
     Ledger,
+    Pushed,
     Refusal,
     Reservation,
     Run,
@@ -904,7 +905,8 @@ def test_covered_ratio_is_a_share_to_four_digits(
 def test_written_is_selected_by_mirror_and_image(ledger: Ledger) -> None:
     def note(mirror: str, image: str, tag: str | None, size: int) -> Written:
         ledger.note_written(mirror, image, "library/x", tag, "d", "u", "linux/amd64", size, at(0))
-        return Written(mirror, image, "library/x", tag, "d", "u", "linux/amd64", size, at(0).wall)
+        times = (at(0).wall, at(0).wall)
+        return Written(mirror, image, "library/x", tag, "d", "u", "linux/amd64", size, *times)
 
     note("http://a", "docker.io/library/x:1", "1", 1)
     one = note("http://a", "docker.io/library/x:1", "1", 2)
@@ -917,6 +919,56 @@ def test_written_is_selected_by_mirror_and_image(ledger: Ledger) -> None:
     ledger.forget_written("http://a", one.image)
     assert ledger.written() == (two, three)
     assert ledger.states() == ()
+
+
+def test_note_wanted_is_for_the_image_on_every_mirror(ledger: Ledger) -> None:
+    for mirror, image in (("http://a", "x:1"), ("http://b", "x:1"), ("http://a", "y:1")):
+        ledger.note_written(mirror, image, "x", "1", "d", "u", "linux/amd64", 1, at(0))
+    ledger.note_wanted(("x:1", "never written"), at(9))
+    found = [(one.mirror, one.image, one.wanted - at(0).wall) for one in ledger.written()]
+    assert found == [("http://a", "x:1", 9), ("http://a", "y:1", 0), ("http://b", "x:1", 9)]
+    # What is copied anew was not wanted by that alone: a repair copies what nobody wants.
+    ledger.note_written("http://a", "y:1", "x", "1", "e", "u", "linux/amd64", 1, at(20))
+    assert [one.wanted - at(0).wall for one in ledger.written(image="y:1")] == [0]
+
+
+def test_pushed_tells_since_when_a_manifest_may_have_no_tag(ledger: Ledger) -> None:
+    def note(digest: str, seconds: float) -> None:
+        ledger.note_written("http://a", "x:1", "x", "1", digest, "u", "all", 1, at(seconds))
+
+    def pushed() -> dict[str, float]:
+        return {one.digest: one.since - at(0).wall for one in ledger.pushed("http://a")}
+
+    ledger.note_pushed("http://a", "x", ("child",), at(0).wall)
+    note("one", 1)
+    note("one", 5)
+    assert pushed() == {"child": 0, "one": 5}
+    # The tag moves: what it left counts from now.
+    note("two", 100)
+    assert pushed() == {"child": 0, "one": 100, "two": 100}
+    assert ledger.pushed("http://b") == ()
+    ledger.forget_pushed("http://a", "x", ("one", "never"))
+    ledger.forget_pushed("http://a", "other", ("two",))
+    assert pushed() == {"child": 0, "two": 100}
+
+
+def test_open_state_of_before_pruning_knows_what_was_pushed_and_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prewarm.db"
+    monkeypatch.setattr(ledger_module, "MIGRATIONS", MIGRATIONS[:6])
+    Ledger.open(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for tag, wall in (("1", 5.0), ("2", 7.0)):
+            row = ("http://a", f"x:{tag}", "x", tag, "d", "u", "all", 1, wall)
+            connection.execute(f"INSERT INTO written VALUES ({', '.join('?' * 9)})", row)
+        for run, wall in (("r1", 8.0), ("r2", 9.0)):
+            copy = (run, "x:1", "fresh", "fresh", 0, 0, 0, 0.0, wall)
+            connection.execute(f"INSERT INTO copies VALUES ({', '.join('?' * 9)})", copy)
+    monkeypatch.undo()
+    with Ledger.open(path) as ledger:
+        assert ledger.pushed("http://a") == (Pushed("x", "d", 7.0),)
+        assert [one.wanted for one in ledger.written()] == [9.0, 7.0]
 
 
 def test_states_are_the_last_noted_until_forgotten(ledger: Ledger) -> None:

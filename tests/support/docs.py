@@ -20,8 +20,6 @@ from prewarm.schema import FILE, Key, every_key
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _WRITTEN: Final = "<!-- Written by `python -m tests.support.docs`; change {source} instead. -->\n\n"
 NOT_YET: Final = (
-    "mirrors[].max_size",
-    "mirrors[].keep",
     "metrics",
     "notify",
 )
