@@ -274,14 +274,15 @@ def test_prune_of_a_repository_that_cannot_be_read_leaves_it(host: Host, box: Sa
 # --- other mirrors ---
 
 
-def test_prune_never_touches_a_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [{"role": "source"}, {"mode": "pull-through"}], ids=str)
+def test_prune_never_touches_what_is_only_read(tmp_path: Path, keys: dict[str, str]) -> None:
     with Sandbox(mirrors=2) as box:
         host = Host(tmp_path, box)
         box.push("library/old", "1", platforms=[AMD])
         host.configure(["old:1"])
         host.sync()
         first, second = (tap.url for tap in box.taps)
-        host.configure([], mirrors=[first, {"url": second, "role": "source"}])
+        host.configure([], mirrors=[first, {"url": second, **keys}])
         age(host, 31)
         done = prune(host, "--force")
         assert [one["url"] for one in done["mirrors"]] == [first]
