@@ -410,9 +410,11 @@ def _look_again(
                 head.descriptor.digest == digest
                 and observer.present(site, key[0], due, None) >= due
             )
-        except PrewarmError as error:
-            yield _problem(site, error.failure)
-            continue
+        except RegistryError as error:
+            if error.code != "not-found":
+                yield _problem(site, error.failure)
+                continue
+            whole = False
         if not whole:
             yield Problem(
                 "error",

@@ -183,6 +183,40 @@ def test_prune_interrupted_within_an_image_is_ended_by_the_next(host: Host, box:
     assert box.mirrors[0].manifest("library/old", old.children[1].digest) is None
 
 
+def test_prune_leaves_the_parts_of_an_image_that_comes_over_windows(
+    host: Host, box: Sandbox
+) -> None:
+    platforms = [AMD, ARM, "linux/s390x"]
+    wide = box.push("library/wide", "1", platforms=platforms)
+    budget = {"pulls": 2, "window": "6h"}
+    hub = {"docker.io": {"endpoint": box.hub.url, "budget": budget}}
+    host.configure(["wide:1"], registries=hub, platforms=platforms)
+    host.sync()
+    parts = {
+        one.digest for one in wide.children if box.mirrors[0].manifest("library/wide", one.digest)
+    }
+    assert len(parts) == 2
+    age(host, 31)
+    prune(host, "--force")
+    assert deletions(box) == []
+    host.configure([], registries=hub)
+    prune(host, "--force")
+    assert set(deletions(box)) == parts
+
+
+def test_prune_looks_whether_what_stays_is_whole(host: Host, box: Sandbox) -> None:
+    for tag in ("1", "2"):
+        box.push("library/app", tag, platforms=[AMD], name=tag)
+    host.configure(["app:1", "app:2"])
+    host.sync()
+    host.configure(["app:1"])
+    age(host, 31)
+    box.taps[0].faults.add(Fault("HEAD", "*/library/app/manifests/1", nth=2, status=404))
+    done = prune(host, "--force", code=1)
+    assert removed(done).keys() == {"docker.io/library/app:2"}
+    assert problems(done) == {("error", "verify")}
+
+
 def test_prune_of_a_digest_that_somebody_tagged_too_leaves_it(host: Host, box: Sandbox) -> None:
     box.push("library/old", "1", platforms=[AMD])
     host.configure(["old:1"])
