@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -55,6 +56,11 @@ class Global:
     config: str | None
     verbose: bool
     quiet: bool
+    log_format: str
+
+    def log_as_asked(self) -> None:
+        """Let the log be what the options say."""
+        _log_to_stderr(verbose=self.verbose, quiet=self.quiet, as_json=self.log_format == "json")
 
     def settings(self) -> Settings:
         """Read the configuration that the options, the environment or the folder name."""
@@ -87,8 +93,33 @@ def cli(
     context: click.Context, config: str | None, verbose: bool, quiet: bool, log_format: str
 ) -> None:
     """Keep the container images that CI uses warm in local mirrors, within the pull budget."""
-    _log_to_stderr(verbose=verbose, quiet=quiet, as_json=log_format == "json")
-    context.obj = Global(config, verbose, quiet)
+    context.obj = Global(config, verbose, quiet, log_format)
+    context.obj.log_as_asked()
+
+
+class _Command(click.Command):
+    """A command that takes the global options after its name, too: `prewarm sync -v`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for option in cli.params:
+            if isinstance(option, click.Option) and option.name in _GLOBAL:
+                again = copy(option)
+                again.hidden, again.expose_value, again.callback = True, False, _asked_again
+                self.params.append(again)
+
+
+_GLOBAL: Final = frozenset(field.name for field in fields(Global))
+cli.command_class = _Command
+
+
+def _asked_again(context: click.Context, option: click.Parameter, value: Any) -> None:
+    assert option.name is not None
+    if context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE:
+        options = context.find_object(Global)
+        assert options is not None
+        setattr(options, option.name, value)
+        options.log_as_asked()
 
 
 def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:

@@ -477,8 +477,8 @@ def unlisted(reference: Reference) -> Failure:
     """Return the failure of an image whose registry may not be mirrored."""
     return Failure(
         "unlisted-registry",
-        f"registry {reference.registry} is not listed under registries:",
-        f"add {reference.registry}: {{}} there to mirror it",
+        f"registry {reference.registry} is not listed",
+        f"add {reference.registry}: {{}} under registries: in images.yml",
     )
 
 

@@ -226,10 +226,22 @@ def test_log_format_json_writes_one_object_a_line(host: Host, box: Sandbox) -> N
         assert {"time", "level", "message"} <= set(json.loads(line))
 
 
-def test_quiet_leaves_only_the_result(host: Host, box: Sandbox) -> None:
+def test_global_options_after_the_command_mean_the_same(host: Host, box: Sandbox) -> None:
     box.push("library/app", "1", single=True)
     host.configure(["app:1"])
-    finished = host.run("-q", "sync")
+    before = host.run("-v", "sync", "--dry-run")
+    assert "rank 1: pinned at" in before.stdout
+    assert host.run("sync", "--dry-run", "-v").stdout == before.stdout
+    assert "rank" not in host.run("sync", "--dry-run").stdout
+    other = host.run("check", "--config", str(host.folder / "none.yml"))
+    assert (other.returncode, "none.yml" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["-q", "sync"], ["sync", "-q"]])
+def test_quiet_leaves_only_the_result(host: Host, box: Sandbox, words: list[str]) -> None:
+    box.push("library/app", "1", single=True)
+    host.configure(["app:1"])
+    finished = host.run(*words)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "1 copied" in finished.stdout
 

@@ -100,7 +100,7 @@ def _cell(text: str) -> str:
 def commands() -> str:
     """Return docs/commands.md."""
     parts = [_WRITTEN.format(source="prewarm/cli.py"), _COMMANDS, "\n## Global options\n\n"]
-    parts.append("Before the command: `prewarm --config FILE sync`.\n\n")
+    parts.append("Before the command or after it: `prewarm --config FILE sync -v`.\n\n")
     parts.append(_options(cli))
     for name, command in cli.commands.items():
         usage = " ".join(["prewarm", name, *_arguments(command)])
@@ -120,7 +120,7 @@ def _arguments(command: click.Command) -> Iterator[str]:
 
 
 def _options(command: click.Command) -> str:
-    options = [one for one in command.params if isinstance(one, click.Option)]
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
     if not options:
         return ""
     rows = [f"| `{_spelling(one)}` | {_cell(one.help or '')} |\n" for one in options]
