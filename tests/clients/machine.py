@@ -34,6 +34,12 @@ exec "$@"
 """
 
 
+def may_mount() -> bool:
+    """Whether this user may have a machine; some containers let not even root mount."""
+    asked = ["unshare", "--mount", "--propagation", "private", "true"]
+    return subprocess.run(asked, capture_output=True, timeout=20).returncode == 0
+
+
 class Machine:
     """What a client sees below `folder`; `env` is the environment of its programs.
 
