@@ -34,6 +34,7 @@ from prewarm.headers import retry_after as read_retry_after
 from prewarm.login import Login
 from prewarm.manifest import ACCEPT, Descriptor, Manifest, ManifestError, valid_digest
 from prewarm.proxies import is_loopback
+from prewarm.reference import is_registry
 from prewarm.refusals import Refusal, Request, Role, login_cure, refusal, role_code
 from prewarm.transport import (
     CONNECT_TIMEOUT,
@@ -641,7 +642,7 @@ class Registry:
         raise self._error(
             "unauthorized",
             access,
-            f"the credentials for {self.name} were refused",
+            f"the credentials for {self._login_host} were refused",
             self.login_cure,
         )
 
@@ -972,8 +973,13 @@ class Registry:
 
     @property
     def _login_host(self) -> str:
-        """What a person logs in to: the registry's name, a mirror's host and port."""
-        return urlsplit(self.name).netloc if "://" in self.name else self.name
+        """What a person logs in to: the registry's name, or the host and port that stand for it.
+
+        The login of a registry is not shown to another host that stands for it (see `edges`).
+        """
+        netloc = urlsplit(self._origin).netloc
+        own = "://" not in self.name and (is_registry(netloc, self.name) or is_loopback(self._host))
+        return self.name if own else netloc
 
     def _where(self, access: _Access) -> str:
         if not access.repository:
