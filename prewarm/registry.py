@@ -68,9 +68,15 @@ _TOKENS_AT_ONCE: Final = 8
 _CHUNK: Final = 256 * 1024
 _RETRIED_CODES: Final = frozenset({"unreachable", "timeout", "reset"})
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_REFUSALS: Final = frozenset({400, 401, 403})
+"""How a token server refuses: OAuth 2 answers 400 to a refresh token that it does not know."""
 _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
-_REALMS: Final = {"docker.io": "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
-"""Token servers that are known to belong to a registry although their host is another."""
+_REALMS: Final = {
+    "registry-1.docker.io": "auth.docker.io",
+    "index.docker.io": "auth.docker.io",
+    "registry.gitlab.com": "gitlab.com",
+}
+"""Token servers that are known to belong to a host although they are another."""
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _UPLOAD = re.compile(rf"({_REPOSITORY.pattern})/blobs/uploads/[A-Za-z0-9._=-]+")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -560,7 +566,7 @@ class Registry:
             access, _TRIES, lambda: self._request_token(access, realm, service, login, scopes)
         )
         if answer.status != 200:
-            self._refuse_token(access, answer, realm, login)
+            self._refuse_token(access, answer, realm, service, login)
         value, seconds = self._read_token(access, answer.body)
         return _Token(
             value, time.monotonic(), began + seconds - min(30.0, seconds / 6), len(scopes) > 1
@@ -575,23 +581,29 @@ class Registry:
                 *fields,
                 ("grant_type", "refresh_token"),
                 ("client_id", "prewarm"),
-                ("scope", " ".join(scopes)),
+                *([("scope", " ".join(scopes))] if scopes else []),
                 ("refresh_token", login.secret),
             ]
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             return self._follow("POST", realm, headers, access, urlencode(form).encode())
         query = urlencode([*fields, *(("scope", scope) for scope in scopes)])
-        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}" if query else realm
         headers = {"Authorization": _basic(login)} if login is not None else {}
         return self._follow("GET", url, headers, access)
 
     def _refuse_token(
-        self, access: _Access, answer: _Answer, realm: str, login: Login | None
+        self, access: _Access, answer: _Answer, realm: str, service: str, login: Login | None
     ) -> NoReturn:
         """Raise what the token server's refusal means; `login` is what it was shown."""
-        if answer.status in {400, 401} and login is not None:
-            self._refused.add((realm, login.username))
-            self._credentials_refused(access)
+        if answer.status in _REFUSALS and login is not None:
+            # Some refuse by the same words a repository and a login (ghcr.io by 403, gcr.io
+            # by 401): about a token for nothing in particular they mean the login.
+            plain = self._attempts(
+                access, _TRIES, lambda: self._request_token(access, realm, service, login, [])
+            )
+            if plain.status in _REFUSALS:
+                self._refused.add((realm, login.username))
+                self._credentials_refused(access)
         if answer.status in {401, 403}:
             self._refuse(answer, access)
         raise self._error(
@@ -620,7 +632,7 @@ class Registry:
         host = parts.hostname or ""
         if parts.scheme == "http" and not is_loopback(host):
             return False
-        own = {self._host, self._realm, _REALMS.get(self.name)}
+        own = {self._host, self._realm, _REALMS.get(self._host)}
         return host in own or parts.netloc.lower() in own
 
     def _read_token(self, access: _Access, body: bytes) -> tuple[str, float]:

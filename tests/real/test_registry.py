@@ -626,7 +626,7 @@ def test_token_for_writing_is_asked_with_push_and_for_deleting_with_all() -> Non
     assert scopes == ["repository:app:pull", "repository:app:pull,push", "repository:app:*"]
 
 
-def test_credentials_that_are_refused_are_shown_once() -> None:
+def test_credentials_that_are_refused_are_not_shown_for_each_repository() -> None:
     with (
         Scripted(hub(token_body=lambda _: error(401, "UNAUTHORIZED"))) as site,
         client(
@@ -638,7 +638,9 @@ def test_credentials_that_are_refused_are_shown_once() -> None:
             assert (found.code, found.answered) == ("unauthorized", False)
             assert "the credentials for docker.io were refused" in found.text
             assert found.cure == "store docker.io"
-    assert site.paths() == ["/token"]
+    # For the first repository, and once for none, whose refusal can only mean the login.
+    asked = [query(request) for request in site.requests if request.path == "/token"]
+    assert [("scope" in one) for one in asked] == [True, False]
 
 
 def test_repository_that_a_login_may_not_pull_is_not_found() -> None:
