@@ -435,7 +435,17 @@ class Carrier:
                 raise error
             if damaged:
                 # A mirror's disk may be; upstream's bytes decide.
+                self._note_damaged(*sources[0])
                 sources = sources[-1:]
+
+    def _note_damaged(self, source: BlobSource, repository: str) -> None:
+        """Keep that a mirror sent a blob of another content, for a person to look at its disk."""
+        site = next(site for site in self._sites.values() if site.registry is source)
+        site.damaged = site.damaged or Failure(
+            "bad-digest",
+            f"{site.url}: a blob of {repository} is not what its digest says, upstream's was taken",
+            "check its disk, delete the image there and let it be filled again",
+        )
 
     def _why_failed(
         self, image: Image, site: MirrorSite, offer: Offer, result: skopeo.Result

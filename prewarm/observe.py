@@ -50,6 +50,8 @@ class MirrorSite:
     """Set by the first failure that is the mirror's and not an image's: it is then left alone."""
     breaking: set[str] | None = field(default_factory=set)
     """What it answered with a server error when asked; None once it has answered anything."""
+    damaged: Failure | None = None
+    """Set by the first content there that is not what its digest says: it comes from elsewhere."""
 
     @property
     def url(self) -> str:
@@ -328,6 +330,9 @@ class Observer:
         registry:2 answers 500 for a tag whose manifest is damaged on its disk, and for no other
         (measured on 2.8.2): so that alone is not the mirror's.
         """
+        if error.code == "bad-digest" and not site.target:
+            # Of a target the image tells it, which is then not whole there.
+            site.damaged = site.damaged or error.failure
         if error.code == "mirror-server-error":
             if site.breaking is None:
                 return

@@ -449,6 +449,8 @@ def report_of(
         if site.failure is not None:
             failure = site.failure
             problems.append(Problem("error", failure.code, site.url, failure.text, failure.cure))
+        if (damaged := site.damaged) is not None:
+            problems.append(Problem("warning", damaged.code, site.url, damaged.text, damaged.cure))
     for name, upstream in session.edges.upstreams.items():
         problem = window_problem(name, upstream.settings.budget, upstream.limit)
         if problem is not None:
