@@ -271,11 +271,21 @@ class Observer:
             if error.code not in {"not-found", "unauthorized"}:
                 raise
             if error.status == 404:
-                # The tag is missing, not the repository hidden: that is told when it is asked for.
-                return True
+                # The tag is missing, which is told when it is asked for; or some registries hide
+                # so what strangers may not see, and then the login shows it.
+                return not self._shown_to_us(upstream, reference)
             public = False
         self.manifests.note_public(registry, repository, public, now)
         return public
+
+    def _shown_to_us(self, upstream: UpstreamSite, reference: Reference) -> bool:
+        try:
+            upstream.head(reference.repository, reference.selector, self.clock)
+        except RegistryError as error:
+            if error.code == "not-found":
+                return False
+            raise
+        return True
 
     def judge(self, want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Seen:
         """Return the picture, given upstream's descriptor and a look at each mirror."""

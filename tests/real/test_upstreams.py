@@ -9,15 +9,22 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prewarm.budget import Moment
+from prewarm.demand import Want
 from prewarm.errors import RegistryError
 from prewarm.login import Login
+from prewarm.manifest import Manifest
+from prewarm.observe import Observer, UpstreamSite
+from prewarm.platforms import ALL
+from prewarm.reference import parse
 from prewarm.registry import Registry
+from prewarm.settings import Upstream
 from tests.e2e.host import Host
 from tests.sandbox import Access, Sandbox
 from tests.sandbox.flavours import Flavour, FlavouredRegistry
@@ -295,6 +302,43 @@ def test_sync_from_a_registry_copies_public_and_private_images(row: Row, tmp_pat
         # Nothing but the Hub reports a quota: there is no limit where none is written.
         assert {one["pulls"] for one in report["budgets"].values()} == {None}
         stage.assert_told_to_the_entitled_alone()
+
+
+# --- what CI names ---
+
+
+class Forgetful:
+    """A memory that holds nothing."""
+
+    def manifest(self, digest: str) -> None: ...
+    def keep_manifest(self, manifest: Manifest, now: Moment) -> None: ...
+    def is_public(self, registry: str, repository: str, since: float) -> None: ...
+    def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None: ...
+    def tag(self, registry: str, repository: str, tag: str) -> None: ...
+
+
+HIDING = replace(ROWS["quay"].flavour, denial=404)
+
+
+@pytest.mark.parametrize(
+    "row", [*ROWS.values(), replace(ROWS["quay"], flavour=HIDING)], ids=[*ROWS, "hiding"]
+)
+def test_image_that_only_a_login_shows_is_private_to_ci(row: Row) -> None:
+    login = Login(row.user, row.secret)
+    with staged(row) as stage, stage.client() as public, stage.client(login) as own:
+        settings = Upstream(row.registry, f"https://{row.flavour.host}")
+        site = UpstreamSite(settings, own, row.user, public)
+        observer = Observer({row.registry: site}, (), Forgetful(), lambda: Moment(0, "b", 0))
+        found = []
+        for named in (f"{row.private}:1", f"{row.public}:1", f"{row.public}:9"):
+            reference = parse(f"{row.registry}/{named}")
+            failed = observer.see(Want(reference, ALL, ("history",), "")).failure
+            found.append(failed.code if failed else None)
+    if row.flavour.realm:
+        assert found == ["private", None, "not-found"]
+    else:
+        # Where nobody is shown anything without a login, nothing is known to be public.
+        assert set(found) == {"private"}
 
 
 # --- what it refuses ---

@@ -38,6 +38,7 @@ class Flavour:
     denies: Literal["registry", "token"] = "registry"
     """Who refuses a repository that is not there or not for the asker."""
     denial: int = 401
+    """How; 404: it does not tell that there is one."""
     wrong: int = 401
     """How the token server answers a wrong password."""
 
@@ -101,8 +102,9 @@ class FlavouredRegistry(Hub):
     def _challenge(self, request: Request, target: Target) -> Response:
         flavour = self.flavour
         known = self.tokens.read(request) if flavour.realm else login(request, self.rules.accounts)
-        if known and (flavour.denial == 403 or not flavour.realm):
-            return _refusal(403, "DENIED")
+        if known and (flavour.denial != 401 or not flavour.realm):
+            hidden = flavour.denial == 404
+            return _refusal(404, "NAME_UNKNOWN") if hidden else _refusal(403, "DENIED")
         ways = [f'Basic realm="{flavour.basic}"'] if flavour.basic else []
         if flavour.realm:
             bearer = f'Bearer realm="{flavour.realm}"'
