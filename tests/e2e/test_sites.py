@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.host import Host, Sync, digest_of
-from tests.sandbox import Fault, Image, Sandbox, build_image
+from tests.sandbox import Fault, Hub, Image, Rules, Sandbox, build_image
 from tests.sandbox.authority import Authority
 
 AMD, ARM = "linux/amd64", "linux/arm64"
@@ -222,3 +222,70 @@ def test_sync_source_with_other_content_is_not_believed(
         layer = true.child(AMD).blobs[-1]
         assert box.mirrors[1].storage.blob_file(digest_of(layer)).read_bytes() == layer
         sites.assert_east_untouched()
+
+
+# --- sites that reach no Docker Hub, or are to spend nothing there ---
+
+
+def test_sync_without_pulls_takes_what_the_source_has_and_defers_the_rest(tmp_path: Path) -> None:
+    with Sandbox(mirrors=2) as box:
+        sites = Sites(tmp_path, box)
+        image, new = sites.push("app"), sites.push("new")
+        sites.fill_east("app")
+        hub = {"endpoint": box.hub.url, "budget": {"pulls": 0}}
+        sites.west.configure(
+            ["new:1", "app:1"],
+            mirrors=[{"url": sites.source, "role": "source"}, box.taps[1].url],
+            registries={"docker.io": hub},
+        )
+        done = sites.west.sync()
+        assert done.actions == [("new:1", "defer"), ("app:1", "tag")]
+        assert (done.gets, done.blobs) == ((), ())
+        assert sites.west.pulled("library/app", ":1", AMD, mirror=1) == image.child(AMD).digest
+
+        sites.east.configure(["app:1", "new:1"], mirrors=[sites.source])
+        sites.east.sync()
+        late = sites.west.sync()
+        assert late.actions == [("new:1", "tag"), ("app:1", "fresh")]
+        assert (late.gets, late.blobs) == ((), ())
+        assert sites.west.pulled("library/new", ":1", AMD, mirror=1) == new.child(AMD).digest
+
+
+def test_sync_with_another_sites_mirror_as_upstream_needs_no_other(tmp_path: Path) -> None:
+    """Its folders are path prefixes: docker.io lies at its root, quay.io below quay.io/."""
+    authority = Authority(tmp_path / "ca")
+    with Sandbox(mirrors=1) as box, Hub(box.upstream, Rules()) as quay:
+        tls = authority.issue(["127.0.0.1"])
+        mirror = box.registry("east", tls=tls, ca=authority.ca)
+        sites = Sites(tmp_path, box)
+        image = sites.push("app")
+        tool = box.push("prometheus/tool", "1", platforms=[AMD, ARM])
+        pins = ["app:1", "quay.io/prometheus/tool:1"]
+        ca = str(authority.ca)
+        sites.east.configure(
+            pins,
+            mirrors=[{"url": mirror.url, "ca": ca}],
+            registries={"docker.io": {"endpoint": box.hub.url}, "quay.io": {"endpoint": quay.url}},
+        )
+        sites.east.sync()
+        quay.access.clear()
+
+        sites.west.configure(
+            pins,
+            registries={
+                "docker.io": {"endpoint": mirror.url, "ca": ca},
+                "quay.io": {"endpoint": f"{mirror.url}/quay.io", "ca": ca},
+            },
+        )
+        done = sites.west.sync()
+        assert done.summary["copied"] == 2
+        assert (box.hub.access, quay.access) == ([], [])
+        assert {one["pulls"] for one in done.report["budgets"].values()} == {None}
+        got = sites.west.pulled("library/app", ":1", AMD)
+        assert got == image.child(AMD).digest
+        got = sites.west.pulled("quay.io/prometheus/tool", ":1", AMD)
+        assert got == tool.child(AMD).digest
+        again = sites.west.sync()
+        assert again.summary["fresh"] == 2
+        assert again.writes == ((),)
+        assert (box.hub.access, quay.access) == ([], [])
