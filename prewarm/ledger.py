@@ -960,13 +960,13 @@ class Ledger(Uses):
             self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
             self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
             self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)
-            older = "SELECT id FROM runs ORDER BY started DESC LIMIT -1 OFFSET :kept"
+            newest = "SELECT id FROM runs ORDER BY started DESC, id DESC LIMIT :kept"
             self._connection.execute(
-                f"UPDATE runs SET report = '{{}}' WHERE report <> '{{}}' AND id IN ({older})",
+                f"UPDATE runs SET report = '{{}}' WHERE report <> '{{}}' AND id NOT IN ({newest})",
                 {"kept": REPORTS_KEPT},
             )
             self._connection.execute(
-                f"DELETE FROM copies WHERE action <> 'copy' AND run IN ({older})",
+                f"DELETE FROM copies WHERE action <> 'copy' AND run NOT IN ({newest})",
                 {"kept": REPORTS_KEPT},
             )
             series_before = {"before": now.wall - SERIES_SECONDS}
