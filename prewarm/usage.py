@@ -35,6 +35,8 @@ TOOLS_MAX: Final = 20
 """Images of build tools that one trace may add: its author controls every word."""
 HALF_LIFE: Final = 7.0
 """Days after which a run weighs half as much."""
+WHOLE: Final = 1_000_000
+"""The parts of a run that weighs all."""
 _PORT: Final = re.compile(r"(.+)_(\d{1,5})")
 
 BARE: Final = "names no image: the runner's own default is used"
@@ -84,8 +86,8 @@ class Runs:
     runs: int
     pull_failures: int
     last: float
-    day: int = 0
-    """Since the epoch."""
+    weight: int = 0
+    """The sum of the runs' `parts_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +329,14 @@ class _Use:
     platforms: Counter[str] = field(default_factory=Counter)
     """Each with the jobs that ran there."""
     weights: Counter[int] = field(default_factory=Counter)
-    """By project, in millionths of a run: whole numbers add up alike in any order."""
+    """By project, in millionths of a run."""
     jobs: int = 0
     failures: int = 0
     last: float = 0.0
 
-    def add_runs(self, runs: Iterable[Runs], platforms: Collection[str], now: float) -> None:
+    def add_runs(self, runs: Iterable[Runs], platforms: Collection[str]) -> None:
         for one in runs:
-            self.weights[one.project] += _decayed(one.runs, one.day, now)
+            self.weights[one.project] += one.weight
             self.jobs += one.runs
             self.failures += one.pull_failures
             self.last = max(self.last, one.last)
@@ -343,7 +345,7 @@ class _Use:
                 self.platforms[platform] += one.runs
 
     def add_logged(self, logged: Logged, now: float) -> None:
-        self.weights[logged.project] += _decayed(logged.runs, logged.day, now)
+        self.weights[logged.project] += logged.runs * parts_of(int(now // DAY) - logged.day)
         self.projects.add(logged.project)
         self.kinds.add(logged.kind)
         self.sources.add("runner-log")
@@ -360,7 +362,10 @@ def used(
     now: float | None = None,
     paths: Mapping[int, str] | None = None,
 ) -> tuple[UsedImage, ...]:
-    """Return the images that the jobs used, the most used first; `now` is in epoch seconds."""
+    """Return the images that the jobs used, the most used first; `now` is in epoch seconds.
+
+    With `now` they have weights; those of the runs must be as of then.
+    """
     at = now or 0.0
     names = dict(paths or {})
     found: dict[tuple[str, str | None], _Use] = {}
@@ -375,7 +380,7 @@ def used(
             use.kinds.update(_SHOWN_AS.get(row.kind, row.kind) for row in mine)
             use.sources.update(row.source for row in mine)
             platforms = {row.platform for row in mine if row.platform}
-            use.add_runs(runs.get((project, job), ()), platforms, at)
+            use.add_runs(runs.get((project, job), ()), platforms)
             use.platforms.update(dict.fromkeys(platforms, 0))
     for one in logged:
         if one.reference is not None:
@@ -387,23 +392,28 @@ def used(
     return tuple(sorted(images_used, key=lambda one: (-one.jobs, one.reference, one.via or "")))
 
 
-def _decayed(runs: int, day: int, now: float) -> int:
-    return round(runs * 1e6 * decay(max(0.0, now // DAY - day)))
-
-
 def decay(days: float) -> float:
     """Return what is left of a run's weight after so many days."""
     return math.pow(2.0, -days / HALF_LIFE)
 
 
+def parts_of(days: int) -> int:
+    """Return the weight of a run so many days ago, of one to come that of today's, in millionths.
+
+    Whole numbers add up alike in any order.
+    """
+    return round(WHOLE * decay(max(0, days)))
+
+
 def daily(
     rows: Mapping[tuple[int, str], Sequence[Row]],
-    runs: Mapping[tuple[int, str], Sequence[Runs]],
+    runs: Mapping[tuple[int, str], Sequence[DayUses]],
     logged: Iterable[Logged] = (),
 ) -> dict[str, tuple[DayUses, ...]]:
     """Return by its reference when each image was used, the oldest first; the same uses as `used`.
 
-    What only a definition names has none; what jobs ask GitLab for is left out.
+    `runs` are those of each job. What only a definition names has none; what jobs ask GitLab for
+    is left out.
     """
     found: dict[str, dict[tuple[int, int], list[int]]] = {}
     for (project, job), named_there in rows.items():
@@ -427,7 +437,7 @@ def daily(
 
 def _weights(use: _Use, names: Mapping[int, str]) -> tuple[tuple[str, float], ...]:
     return tuple(
-        sorted((names.get(one, f"project {one}"), use.weights[one] / 1e6) for one in use.projects)
+        sorted((names.get(one, f"project {one}"), use.weights[one] / WHOLE) for one in use.projects)
     )
 
 

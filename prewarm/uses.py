@@ -12,11 +12,13 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from typing import Any, Final
 
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.usage import (
+    WHOLE,
     DayUses,
     Logged,
     Row,
@@ -24,6 +26,7 @@ from prewarm.usage import (
     UnresolvedImage,
     UsedImage,
     daily,
+    parts_of,
     unresolved,
     used,
 )
@@ -436,15 +439,17 @@ class Uses:
         With `now`, in epoch seconds, each has the weights of the projects that use it.
         """
         with self._reading():
-            rows, runs = self._joined(since, project)
+            rows, runs = self._rows_by_job(project), self._runs_by_job(since, project, now)
             paths = dict(self._select("SELECT id, path FROM projects"))
             return used(rows, runs, self._logged(since, project), now, paths)
 
     def daily_uses(self, since: float) -> dict[str, tuple[DayUses, ...]]:
         """Return by its reference on which days since then each image that CI names was used."""
         with self._reading():
-            rows, runs = self._joined(since, None)
-            return daily(rows, runs, self._logged(since, None))
+            runs: dict[tuple[int, str], list[DayUses]] = {}
+            for project, job, day, *sums in self._select(_DAY_RUNS, day=_day(since)):
+                runs.setdefault((project, job), []).append(DayUses(day, project, *sums))
+            return daily(self._rows_by_job(None), runs, self._logged(since, None))
 
     def image_users(self, reference: str, since: float) -> tuple[ImageUser, ...]:
         """Return the jobs that name an image (fully qualified), those that ran most first."""
@@ -460,7 +465,7 @@ class Uses:
     ) -> tuple[UnresolvedImage, ...]:
         """Return the names that no image is known for, with the runs since then."""
         with self._reading():
-            rows, runs = self._joined(since, project)
+            rows, runs = self._rows_by_job(project), self._runs_by_job(since, project)
             paths = dict(self._select("SELECT id, path FROM projects"))
             return unresolved(rows, runs, paths)
 
@@ -492,19 +497,24 @@ class Uses:
             found = unresolved(rows, runs, paths)
         return tuple(one for one in found if known.get(one.text))
 
-    def _joined(
-        self, since: float, project: int | None
-    ) -> tuple[dict[tuple[int, str], list[Row]], dict[tuple[int, str], list[Runs]]]:
+    def _rows_by_job(self, project: int | None) -> dict[tuple[int, str], list[Row]]:
         rows: dict[tuple[int, str], list[Row]] = {}
         query = f"{_ROWS} WHERE project = COALESCE(:project, project) ORDER BY project, job"
         for number, *values in self._select(query, project=project):
             row = _row(*values)
             rows.setdefault((number, row.job), []).append(row)
+        return rows
+
+    def _runs_by_job(
+        self, since: float, project: int | None, now: float | None = None
+    ) -> dict[tuple[int, str], list[Runs]]:
+        """Without `now` the weights mean nothing."""
         runs: dict[tuple[int, str], list[Runs]] = {}
-        for values in self._select(_RUNS, day=_day(since), project=project):
+        today = _day(now or since)
+        for values in self._select(_RUNS, day=_day(since), project=project, today=today):
             run = Runs(*values)
             runs.setdefault((run.project, run.job), []).append(run)
-        return rows, runs
+        return runs
 
     def _logged(self, since: float, project: int | None) -> list[Logged]:
         return [
@@ -563,12 +573,21 @@ _ADD_LOGGED: Final = """
 _ROWS: Final = """
     SELECT project, job, kind, text, reference, unresolved, source, certain, platform, via, question
     FROM job_images"""
-_RUNS: Final = """
-    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last), day FROM job_runs
-    WHERE day >= :day AND project = COALESCE(:project, project)
-    GROUP BY project, job, platform, day"""
+# Added up by the database: a row for each job, not for each of its days.
+_PARTS: Final = " ".join(
+    f"WHEN {days} THEN {parts_of(days)}" for days in takewhile(parts_of, count(1))
+)
+_RUNS: Final = f"""
+    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last),
+           SUM(runs * CASE WHEN day >= :today THEN {WHOLE}
+                           ELSE CASE :today - day {_PARTS} ELSE 0 END END)
+    FROM job_runs WHERE day >= :day AND project = COALESCE(:project, project)
+    GROUP BY project, job, platform"""  # noqa: S608 - only numbers of ours
+_DAY_RUNS: Final = """
+    SELECT project, job, day, SUM(runs), SUM(pull_failures) FROM job_runs WHERE day >= :day
+    GROUP BY project, job, day"""
 _JOB_RUNS: Final = """
-    SELECT project, job, platform, runs, pull_failures, last, day FROM job_runs
+    SELECT project, job, platform, runs, pull_failures, last FROM job_runs
     WHERE day >= :day AND project = :project AND job = :job"""
 
 # Both sides keep an image once for each job, although definition and trace may both name it.

@@ -75,6 +75,25 @@ def test_used_images_joins_runs_of_all_runners_and_days(ledger: Ledger) -> None:
     )  # fmt: skip
 
 
+def test_used_images_weigh_the_runs_by_their_age_for_each_project(ledger: Ledger) -> None:
+    """Those of a day to come, by a clock that was set back since, as those of today."""
+    add(
+        ledger,
+        {
+            key(day=DAY_0 + 14): Count(8, 0, NOW, 7),
+            key("test", runner=2, platform="linux/arm64", day=DAY_0 + 7): Count(8, 0, NOW, 8),
+            key(day=DAY_0 + 16): Count(2, 0, NOW, 9),
+            key(project=2, day=DAY_0 - 7): Count(8, 0, NOW, 5),
+        },
+    )
+    define(ledger, row(), row("test"))
+    define(ledger, row(), project=2)
+    logged = LogKey(1, "team/p1", "r", "image", "alpine:3", ALPINE, "", "", DAY_0 + 7)
+    ledger.add_logged("/log", "1", {logged: (4, NOW)})
+    (image,) = ledger.used_images(0.0, now=NOW)
+    assert dict(image.weights) == {"team/p1": 8 + 4 + 2 + 2, "team/p2": 1}
+
+
 def test_used_images_of_one_project_leaves_out_the_others(ledger: Ledger) -> None:
     add(ledger, {key(): Count(3, 0, NOW, 7), key(project=2): Count(1, 0, NOW, 8)})
     define(ledger, row())

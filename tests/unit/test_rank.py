@@ -17,7 +17,7 @@ from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import DEFAULT, Platform
 from prewarm.rank import position, ranked
 from prewarm.reference import parse
-from prewarm.usage import Row, Runs, UsedImage, used
+from prewarm.usage import Row, Runs, UsedImage, parts_of, used
 
 DAY = 86400
 NOW = 1_800_000_000.0
@@ -212,11 +212,12 @@ def test_ranked_more_uses_never_move_an_image_back(demand: list[Pair], data: st.
 def weights(*runs: tuple[int, int, int]) -> UsedImage:
     """An image used by projects, each with its runs and the days since."""
     row = Row("build", "image", "a:1", "docker.io/library/a:1", None, "definition")
-    today = int(NOW // DAY)
     (image,) = used(
         {(project, "build"): [row] for project, _, _ in runs},
         {
-            (project, "build"): [Runs(project, "build", "linux/amd64", number, 0, NOW, today - ago)]
+            (project, "build"): [
+                Runs(project, "build", "linux/amd64", number, 0, NOW, number * parts_of(ago))
+            ]
             for project, number, ago in runs
         },
         now=NOW,

@@ -29,7 +29,7 @@ from prewarm.simulate import (
     simulate,
     useful_budgets,
 )
-from prewarm.usage import DayUses, Row, Runs, used
+from prewarm.usage import DayUses, Row, Runs, parts_of, used
 
 HOUR = 3600
 SIX = 6 * HOUR
@@ -195,8 +195,9 @@ def test_view_weighs_as_the_plan_does(images: list[Recorded], history_days: int)
         runs: dict[tuple[int, str], list[Runs]] = {}
         for ran in seen:
             if ran.day >= (now - record.history) // DAY:
+                weight = ran.runs * parts_of(int(now // DAY) - ran.day)
                 runs.setdefault((ran.pair, str(ran.image)), []).append(
-                    Runs(ran.pair, str(ran.image), "", ran.runs, 0, 0.0, ran.day)
+                    Runs(ran.pair, str(ran.image), "", ran.runs, 0, 0.0, weight)
                 )
         weights = {one.reference: weight_of(one) for one in used(rows, runs, now=now)}
         for number, one in enumerate(record.images):
