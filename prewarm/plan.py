@@ -294,6 +294,7 @@ class _Purse:
 
     def __init__(self, quota: Quota, limits: Limits) -> None:
         self._quota = quota
+        self._capacity = quota.window.capacity
         self._pulls = remaining(quota.spends, quota.window)
         self._gets = 0
         self._share = None if self._pulls is None else limits.pulls_per_project
@@ -351,8 +352,7 @@ class _Purse:
         return max(0, left)
 
     def larger(self, price: Cost) -> bool:
-        capacity = self._quota.window.capacity
-        return capacity is not None and 0 < capacity < price.known_pulls
+        return self._capacity is not None and 0 < self._capacity < price.known_pulls
 
     def pay(self, want: Want, price: Cost) -> None:
         if self._pulls is not None:
@@ -522,17 +522,16 @@ class _Calendar:
         """
         registry, project = want.reference.registry, want.only_project
         quota = self._quotas.get(registry, _UNLIMITED)
-        window = quota.window
-        if window.capacity is None:
+        if (capacity := quota.window.capacity) is None:
             return 0.0
         if (forecast := self._registries.get(registry)) is None:
-            forecast = self._registries[registry] = Forecast(quota.spends, window)
-        fitting = min(pulls, max(1, window.capacity))
+            forecast = self._registries[registry] = Forecast(quota.spends, quota.window)
+        fitting = min(pulls, max(1, capacity))
         if project is None:
             return forecast.place(fitting)
         if (own := self._projects.get((registry, project))) is None:
             spends = [spend for spend in quota.spends if spend.project == project]
-            own = Forecast(spends, Window(self._share, window.seconds))
+            own = Forecast(spends, Window(self._share, quota.window.seconds))
             self._projects[registry, project] = own
         return _place_in_all([(forecast, fitting), (own, min(pulls, self._share))])
 
