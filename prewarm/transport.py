@@ -255,9 +255,11 @@ class _Wires:
         return pools
 
     def _opened(self, opened: socket.socket | None) -> None:
+        # Through a proxy that is itself reached by TLS it is no socket, but has one.
+        found = getattr(opened, "socket", opened)
         with self._lock:
-            if opened is not None:
-                self._sockets.add(opened)
+            if found is not None:
+                self._sockets.add(found)
         self.check()
 
     def check(self) -> None:
@@ -272,7 +274,8 @@ class _Wires:
             sockets = list(self._sockets)
         for one in sockets:
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                # Not a TLS socket's own: after that its reader takes ciphertext for the answer.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
 class Failures:
