@@ -172,10 +172,6 @@ class Forecast:
             groups[group] = (max(latest, seconds), sum_ + pulls)
         return dict(groups.values())
 
-    def fits(self, cost: int) -> bool:
-        """Whether `cost` could be spent now without delaying what is placed; places nothing."""
-        return self.earliest(cost) == 0.0
-
     def place(self, cost: int) -> float | None:
         """Place `cost` and return the seconds from now until its time; None if it never fits."""
         start = self.earliest(cost)

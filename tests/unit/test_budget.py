@@ -138,16 +138,16 @@ def test_place_small_that_would_delay_the_large_waits() -> None:
     assert [forecast.place(cost) for cost in (10, 1)] == [1 * HOUR, 7 * HOUR]
 
 
-def test_fits_places_nothing() -> None:
+def test_earliest_places_nothing() -> None:
     forecast = Forecast([], TEN)
-    assert [forecast.fits(10), forecast.fits(10), forecast.fits(11)] == [True, True, False]
+    assert [forecast.earliest(cost) for cost in (10, 10, 11)] == [0.0, 0.0, None]
     assert forecast.place(6) == 0.0
-    assert [forecast.fits(4), forecast.fits(5)] == [True, False]
+    assert [forecast.earliest(cost) for cost in (4, 4, 5)] == [0.0, 0.0, 6 * HOUR]
 
 
 def test_place_no_limit_is_now() -> None:
     forecast = Forecast([Spend(0, 1000)], NO_LIMIT)
-    assert [forecast.place(1000), forecast.fits(5)] == [0.0, True]
+    assert [forecast.place(1000), forecast.earliest(5)] == [0.0, 0.0]
 
 
 def test_place_zero_window_is_never_but_nothing_is_now() -> None:
