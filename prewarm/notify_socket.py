@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 log = logging.getLogger("prewarm")
@@ -90,6 +89,6 @@ class Watchdog:
                 self._notify.send("WATCHDOG=1")
 
 
-def take_address(environ: os._Environ[str]) -> str | None:
+def take_address(environ: MutableMapping[str, str]) -> str | None:
     """Return the address of the socket, and keep it from children."""
     return environ.pop("NOTIFY_SOCKET", None)
