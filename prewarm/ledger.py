@@ -792,9 +792,15 @@ class Ledger(Uses):
     def note_wanted(self, images: Iterable[str], now: Moment) -> None:
         """Note that a sync wants these images, wherever they were written."""
         with self._transaction():
+            mirrors = self._connection.execute("SELECT DISTINCT mirror FROM written").fetchall()
+            # By mirror too, as the table's index needs it.
             self._connection.executemany(
-                "UPDATE written SET wanted = :now WHERE image = :image",
-                [{"image": image, "now": now.wall} for image in images],
+                "UPDATE written SET wanted = :now WHERE mirror = :mirror AND image = :image",
+                [
+                    {"mirror": mirror, "image": image, "now": now.wall}
+                    for image in images
+                    for (mirror,) in mirrors
+                ],
             )
 
     def written(self, mirror: str | None = None, image: str | None = None) -> tuple[Written, ...]:
