@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import count, takewhile
@@ -529,9 +529,10 @@ class Uses:
             )
         ]
 
-    def _select(self, query: str, **parameters: object) -> Iterator[Any]:
+    def _select(self, query: str, **parameters: object) -> list[Any]:
         with self._reading():
-            yield from self._connection.execute(query, parameters).fetchall()
+            found: list[Any] = self._connection.execute(query, parameters).fetchall()
+            return found
 
 
 _ADD_RUNS: Final = """
