@@ -205,9 +205,7 @@ def decide(
     """
     present, gone = _present(stock, images)
     tagged = _by_digest(present)
-    claimed = {(image.repository, image.tag) for image in present}
-    foreign = {key: digest for key, digest in stock.tags.items() if key not in claimed}
-    others = {(repository, digest): tag for (repository, tag), digest in foreign.items()}
+    others = _of_others(stock, present)
     holds = _Holds(stock.stored)
     for key in (*tagged, *others, *needed):
         holds.add(key)
@@ -216,26 +214,25 @@ def decide(
         holds.add(key)
     before = holds.bytes
 
-    groups = [_group(stock, key, found) for key, found in tagged.items()]
     stays: list[Stay] = []
     due: list[_Group] = []
     spare: list[_Group] = []
-    for group in groups:
+    for key, found in tagged.items():
+        group = _group(stock, key, found)
         why = _why_it_stays(stock, group, others, keep, now)
-        if why is None:
-            (due if now - group.last > keep else spare).append(group)
-        else:
+        if why is not None:
             stays += _over(group, why, keep, now)
+        elif now - group.last > keep:
+            days = int((now - group.last) // DAY)
+            group.reason = f"not wanted for {days}d, more than keep: {duration_words(keep)}"
+            due.append(group)
+        else:
+            spare.append(group)
     old = [
-        _Group(key, (), stock.pushed[key], _children(stock, key))
+        _Group(key, (), stock.pushed[key], _children(stock, key), "no tag needs it any more")
         for key in left
         if key[0] not in stock.unread and now - stock.pushed[key] > GRACE
     ]
-    for group in old:
-        group.reason = "no tag needs it any more"
-    for group in due:
-        days = int((now - group.last) // DAY)
-        group.reason = f"not wanted for {days}d, more than keep: {duration_words(keep)}"
     removals, waiting = _remove(holds, [*_ordered(old), *_ordered(due)], None)
     for group in waiting:
         stays += _over(group, "an index that stays, or is on its way, needs it", keep, now)
@@ -264,6 +261,12 @@ def _present(stock: Stock, images: Iterable[Image]) -> tuple[tuple[Image, ...], 
         elif image.wanted is None and image.repository not in stock.unread:
             gone.append(image.image)
     return tuple(present), tuple(gone)
+
+
+def _of_others(stock: Stock, present: Iterable[Image]) -> dict[Key, str]:
+    """Return the digests that somebody else tagged, each with such a tag."""
+    claimed = {(image.repository, image.tag) for image in present}
+    return {(key[0], digest): key[1] for key, digest in stock.tags.items() if key not in claimed}
 
 
 def _by_digest(images: Iterable[Image]) -> dict[Key, tuple[Image, ...]]:
