@@ -50,6 +50,10 @@ class _Demand:
     """By the image's full name."""
     unlisted: frozenset[str]
     """Repositories, in full, of pins whose tags are not known: all of them count as pins."""
+    used: Mapping[str, float]
+    """When CI last used each image, in epoch seconds, as far back as any mirror keeps one."""
+    needed: frozenset[Key]
+    """Manifests that syncs go on with."""
     problems: tuple[Problem, ...]
 
     def why(self, image: str) -> str | None:
@@ -117,15 +121,30 @@ def prune_after(session: Session, report: Report) -> Report:
 def _demand(session: Session) -> _Demand:
     settings = session.settings
     tags, problems = list_tags(settings.pins, session.edges.upstreams, settings.limits.checks)
-    demand = with_uses(settings, wants(settings, settings.pins, tags), used_images(session))
+    wanted = with_uses(settings, wants(settings, settings.pins, tags), used_images(session))
     unlisted = {
         pin.reference.name
         for pin in settings.pins
         if isinstance(pin.tags, Newest) and not tags.get(pin)
     }
     return _Demand(
-        {str(want.reference): want for want in demand}, frozenset(unlisted), tuple(problems)
+        {str(want.reference): want for want in wanted},
+        frozenset(unlisted),
+        _last_used(session),
+        frozenset(_needed(wanted, session.ledger)),
+        tuple(problems),
     )
+
+
+def _last_used(session: Session) -> dict[str, float]:
+    settings = session.settings
+    longest = max((mirror.keep for mirror in settings.mirrors), default=0)
+    since = session.clock().wall - max(longest, (settings.gitlab or Gitlab("")).history)
+    return {
+        one.reference: one.last_used
+        for one in session.ledger.used_images(since)
+        if one.via is None and one.last_used is not None
+    }
 
 
 def _unknown_demand(session: Session) -> tuple[Failure, bool] | None:
@@ -144,9 +163,9 @@ def _unknown_demand(session: Session) -> tuple[Failure, bool] | None:
     )
 
 
-def _needed(demand: _Demand, ledger: Ledger) -> Iterator[Key]:
+def _needed(demand: Iterable[Want], ledger: Ledger) -> Iterator[Key]:
     """Yield what syncs go on with, by what upstream last had: an image may come in parts."""
-    for want in demand.wants.values():
+    for want in demand:
         reference = want.reference
         digest = reference.digest
         if digest is None and reference.tag is not None:
@@ -164,15 +183,9 @@ def _needed(demand: _Demand, ledger: Ledger) -> Iterator[Key]:
             yield repository, one
 
 
-def _images(session: Session, url: str, demand: _Demand, keep: float) -> tuple[Image, ...]:
+def _images(ledger: Ledger, url: str, demand: _Demand) -> tuple[Image, ...]:
     """Return what prewarm wrote to the mirror, with when it was last wanted, and by whom."""
-    now = session.clock().wall
-    window = max(keep, (session.settings.gitlab or Gitlab("")).history)
-    used = {
-        one.reference: one.last_used
-        for one in session.ledger.used_images(now - window)
-        if one.via is None and one.last_used is not None
-    }
+    used = demand.used
     return tuple(
         Image(
             written.image,
@@ -183,7 +196,7 @@ def _images(session: Session, url: str, demand: _Demand, keep: float) -> tuple[I
             used.get(written.image),
             demand.why(written.image),
         )
-        for written in session.ledger.written(mirror=url)
+        for written in ledger.written(mirror=url)
     )
 
 
@@ -202,14 +215,14 @@ def _prune_mirror(
     if site.failure is not None:
         return Pruned(site.url, None), []
     settings, ledger = site.settings, session.ledger
-    images = _images(session, site.url, demand, settings.keep)
+    images = _images(ledger, site.url, demand)
     stock = _read(session, site, images)
     if stock is None:
         return Pruned(site.url, None), []
     found = decide(
         stock,
         images,
-        frozenset(_needed(demand, ledger)),
+        demand.needed,
         max_size=settings.max_size,
         keep=settings.keep,
         now=session.clock().wall,
