@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Final, Literal, assert_never
 
 from prewarm.budget import (
@@ -131,9 +132,15 @@ def cost(want: Want, seen: Seen) -> Cost:
             return Cost(1, 1)
         if want.whole or want.platforms == ALL:
             return Cost(None, None)
-        return Cost(max(1, len(want.platforms)), 1 + len(want.platforms))
+        return _unread(len(want.platforms))
     fetched = len(seen.unfetched)
     return Cost(fetched, fetched)
+
+
+@cache
+def _unread(platforms: int) -> Cost:
+    """The most that an index of so many wanted platforms can cost."""
+    return Cost(max(1, platforms), 1 + platforms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +321,7 @@ class _Purse:
         if quota.closed is not None:
             return quota.closed.code, quota.closed.text
         if self._pulls is not None and price.known_pulls > self._pulls:
-            return "budget", _budget_words(quota, price.known_pulls, self._pulls)
+            return "budget", _budget_words(quota.window, price.known_pulls, self._pulls)
         reported = quota.reported if metered else None
         if reported is not None and not upstream_allows(
             reported.remaining, self._gets, price.known_gets, quota.window.reserve
@@ -362,8 +369,9 @@ class _Purse:
             self._spent[want.only_project] += price.known_pulls
 
 
-def _budget_words(quota: Quota, pulls: int, left: int) -> str:
-    if quota.window.capacity == 0:
+@lru_cache(64)
+def _budget_words(window: Window, pulls: int, left: int) -> str:
+    if window.capacity == 0:
         return "the budget has no pulls to spend"
     return f"needs {counted(pulls, 'pull')}, {max(0, left)} left in the window"
 
@@ -434,7 +442,7 @@ def _decide(
     limits: Limits,
     skip: Sequence[str],
 ) -> Step:
-    if (pattern := skipped_by(want, skip)) is not None:
+    if skip and (pattern := skipped_by(want, skip)) is not None:
         return Skip(want, seen, "skip", f"matches skip: {pattern}")
     if seen.failure is not None:
         if seen.failure.code in UNWANTED:
