@@ -46,6 +46,8 @@ _DOWN: Final = frozenset(
     {"unreachable", "timeout", "reset", "proxy", "server-error", "rate-limit", "error"}
 )
 """Failures of a server that may be over soon, whichever server it is."""
+_WINDOWED: Final = frozenset({"budget", "project-share"})
+"""Codes of what is deferred until pulls leave the window."""
 _UPSTREAM_SAID: Final = frozenset({"upstream-quota", "abuse-limit"})
 """Codes of what is deferred because an upstream gave no more."""
 
@@ -153,7 +155,7 @@ class Daemon:
             # What a person must cure, such as a wrong pin, waits for the timetable.
             self._failures = 0
         deferred = [one.step for one in report.outcomes if isinstance(one.step, Defer)]
-        untils = [step.until for step in deferred if step.code == "budget" and step.until]
+        untils = [step.until for step in deferred if step.code in _WINDOWED and step.until]
         if untils:
             self._wake(max(min(untils) - report.finished, _WAKE_LEAST))
         if any(step.code in _UPSTREAM_SAID for step in deferred):

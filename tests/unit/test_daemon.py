@@ -185,6 +185,14 @@ def test_serve_wakes_when_pulls_free(until: float, second: float) -> None:
     assert world.live(20) == [1, second]
 
 
+def test_serve_wakes_when_a_project_has_its_share_again() -> None:
+    world = World("every 1d")
+    world.outcome = lambda run: (
+        world.report(until=START + 30 * HOUR, code="project-share") if run == 1 else world.report()
+    )
+    assert world.live(40) == [24, 30]
+
+
 def test_serve_of_a_failure_tries_again_later_and_later() -> None:
     world = World("00:30")
 
