@@ -498,11 +498,15 @@ def unlisted(reference: Reference) -> Failure:
 
 
 def private(reference: Reference) -> Failure:
-    """Return the failure of an image that CI names and that not everybody may see."""
+    """Return the failure of an image that CI names and that not everybody may see.
+
+    Docker Hub tells nobody without an account whether a repository is private or not there.
+    """
     return Failure(
         "private",
-        f"{reference.name} is private, and everybody could read it on the mirror",
-        "pin it if that is wanted",
+        f"without an account {reference.name} is not to be seen: it is private, or there is no "
+        "such repository",
+        "check the name; if it is private, and everybody may read it on the mirror, pin it",
     )
 
 

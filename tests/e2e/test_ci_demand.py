@@ -159,6 +159,15 @@ def test_sync_skips_what_ci_names_and_the_mirror_may_not_hold(ci: Ci, box: Sandb
     assert ci.host.sync().image("acme/secret:1")["action"] == "copy"
 
 
+def test_sync_misspelt_repository_in_ci_is_not_told_to_exist(ci: Ci, box: Sandbox) -> None:
+    ci.jobs("team/typo", "golnag:1.22", 1)
+    ci.configure([], authfile=str(box.authfile("acme", "sesame")))
+    told = ci.host.sync().image("golnag:1.22")
+    assert "no such repository" in told["reason"]
+    explained = ci.host.run("explain", "golnag:1.22", "--json").json["hidden"]
+    assert "check the name" in explained["cure"]
+
+
 def test_sync_image_that_only_ci_names_and_upstream_lacks_is_a_warning(
     ci: Ci, box: Sandbox
 ) -> None:
