@@ -269,7 +269,7 @@ def exclusive(locks: Iterable[Lock], now: Moment, wait: float = 0.0) -> Iterator
         left = wait - waited
         if left <= 0:
             raise AlreadyRunningError(
-                "already-running", busy.holder(), "wait for it with --wait, or run again later"
+                "already-running", busy.holder(), "run again later; prewarm sync can wait: --wait"
             )
         time.sleep(min(_POLL_SECONDS, left))
 
