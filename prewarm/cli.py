@@ -241,6 +241,7 @@ def run(options: Global) -> int:
     SIGHUP reads images.yml again, and keeps the old one where the new one is invalid.
     """
     from prewarm import clock
+    from prewarm.config import find_config, load
     from prewarm.daemon import Daemon, last_run
     from prewarm.notify_socket import (
         NotifySocket,
@@ -250,7 +251,8 @@ def run(options: Global) -> int:
         watchdog_interval,
     )
 
-    settings = options.settings()
+    config = find_config(options.config, os.environ, Path.cwd())
+    settings = load(config)
     path = _state_path(settings)
     with _reading(path) as ledger:
         # One by one: each has its report with it.
@@ -270,7 +272,7 @@ def run(options: Global) -> int:
         Daemon(
             settings,
             synced,
-            options.settings,
+            lambda: load(config),  # not the next that would be found, were it gone
             clock.now,
             wait,
             _stopping.is_set,

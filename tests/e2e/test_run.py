@@ -75,6 +75,25 @@ def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socke
     assert host.charged() == 2
 
 
+def test_run_reload_without_the_file_looks_for_no_other(
+    host: Host, supervisor: socket.socket
+) -> None:
+    host.configure([])
+    address = supervisor.getsockname().decode().replace("\0", "@")
+    with start_prewarm(["run"], host.folder, env={"NOTIFY_SOCKET": address}) as process:
+        try:
+            hear(supervisor, "STATUS=next sync")
+            host.config.unlink()
+            process.send_signal(signal.SIGHUP)
+            hear(supervisor, "RELOADING=1")
+            told = hear(supervisor, "kept the old images.yml")
+            assert f"{host.config}: no such file" in told
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+
+
 def test_run_after_a_sync_of_a_named_image_does_the_rest_at_once(host: Host) -> None:
     for name in ("one", "two"):
         host.box.push(f"library/{name}", "1")
