@@ -667,8 +667,9 @@ def _looking(
     with (
         _reading(_state_path(settings)) as ledger,
         open_edges(settings, os.environ, patience) as edges,
+        _cut_off(edges),
     ):
-        yield Session(settings, edges, ledger, clock.now, use_reserve)
+        yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended)
 
 
 @contextmanager

@@ -757,7 +757,7 @@ class Registry:
         end = time.monotonic() + self._retry_for
         for tried in range(1, tries + 1):
             if access.request == "head" and self._bucket:
-                self._bucket.take()
+                self._transport.pause(self._bucket.take())
             try:
                 result = attempt()
             except RegistryError as error:

@@ -61,16 +61,14 @@ class Bucket:
         self._filled = time.monotonic()
         self._lock = threading.Lock()
 
-    def take(self) -> None:
-        """Take one, waiting until it is there."""
+    def take(self) -> float:
+        """Take one; return the seconds until it is there."""
         with self._lock:
             now = time.monotonic()
             rate = self._size / 60
             self._left = min(self._size, self._left + (now - self._filled) * rate) - 1
             self._filled = now
-            wait = -self._left / rate
-        if wait > 0:
-            time.sleep(wait)
+            return max(0.0, -self._left / rate)
 
 
 class Transport:
