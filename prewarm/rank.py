@@ -1,7 +1,7 @@
 """Ranking: in which order the plan takes the images, and why each has its place (pure).
 
-Pins come first, in the order of the file. What CI uses follows: first what jobs failed to pull,
-then by what each pull gains, so that what costs none comes first. What needs nothing is last.
+Pins come first, in the order of the file. What CI uses follows, by what each pull gains, so that
+what costs none comes first; jobs that failed to pull weigh most. What needs nothing is last.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from prewarm.words import counted
 STALE_GAIN: Final = 0.25
 """What a copy gains where a mirror serves an older one meanwhile, against one that has none."""
 
-_NOT_NEEDED: Final = 2
-"""The class behind those of `priority`."""
 
 _Pair = tuple[Want, Seen]
 
@@ -50,12 +48,12 @@ def ranked(demand: Iterable[tuple[Want, Seen]]) -> list[tuple[Want, Seen]]:
     return [*pinned, *(pair for *_, members in order for pair in members)]
 
 
-def priority(gain: float, pulls: int, *, failed: bool) -> tuple[int, float]:
+def priority(gain: float, pulls: int) -> float:
     """Return the place of a digest that CI uses and the mirrors lack; the smallest goes first.
 
-    What jobs failed to pull precedes the rest; then goes what gains most for each pull.
+    It is what gains most for each pull.
     """
-    return int(not failed), -(gain / pulls if pulls else math.inf)
+    return -(gain / pulls if pulls else math.inf)
 
 
 def position(want: Want, rank: int, now: float) -> str:
@@ -81,28 +79,26 @@ def _name(pair: _Pair) -> tuple[str, str, str, str]:
     return reference.registry, reference.repository, reference.tag or "", reference.digest or ""
 
 
-def _within(pair: _Pair) -> tuple[bool, float, tuple[str, str, str, str]]:
+def _within(pair: _Pair) -> tuple[float, tuple[str, str, str, str]]:
     want, _ = pair
-    return not want.pull_failures, -want.weight, _name(pair)
+    return -want.weight, _name(pair)
 
 
-def _place(members: Sequence[_Pair], *, free: bool) -> tuple[int, float]:
-    """Return where the tags of one digest belong: their class, and what a pull gains, negated."""
-    gain, pulls, needed, failed = 0.0, 0, False, False
+def _place(members: Sequence[_Pair], *, free: bool) -> tuple[bool, float]:
+    """Return where the tags of one digest belong: behind what is needed or not, and by priority."""
+    gain, pulls, needed = 0.0, 0, False
     for want, seen in members:
         open_targets = () if seen.failure is not None else seen.open_targets
         if not open_targets:
             continue
         stale = all(holding.state == "stale" for holding in open_targets)
         needed = True
-        # What failed while the mirror serves an older one had another cause, or was long ago.
-        failed = failed or (want.pull_failures > 0 and not stale)
         gain += want.weight * (STALE_GAIN if stale else 1.0)
         if not free:
             pulls = max(pulls, 1 if seen.descriptor is None else cost(want, seen).known_pulls)
     if not needed:
-        return _NOT_NEEDED, -sum(want.weight for want, _ in members)
-    return priority(gain, pulls, failed=failed)
+        return True, -sum(want.weight for want, _ in members)
+    return False, priority(gain, pulls)
 
 
 def _ago(seconds: float) -> str:

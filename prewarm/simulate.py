@@ -17,7 +17,7 @@ from typing import Any, Final
 from prewarm.demand import weight
 from prewarm.history import DAY
 from prewarm.rank import STALE_GAIN, priority
-from prewarm.usage import DayUses, decay
+from prewarm.usage import LOUD, DayUses, decay
 
 REPLAYED_DAYS: Final = 28
 """At most so many of the newest days are replayed."""
@@ -134,6 +134,8 @@ class Ran:
     """The number of the image with the project."""
     day: int
     runs: int
+    weighs: int
+    """The same with LOUD for each that failed to pull it."""
 
 
 class Record:
@@ -155,8 +157,6 @@ class Record:
         self.ran: list[list[Ran]] = [[] for _ in range(self.steps)]
         self.moved: list[list[int]] = [[] for _ in range(self.steps)]
         """The images whose tag was seen to have moved since the step before."""
-        self.failures: dict[int, list[int]] = {}
-        """The images that jobs failed to pull, by day."""
         self.to_come: list[list[int]] = []
         """The uses of each image until its tag moves first, until it moves again, and so on."""
         self.pairs = 0
@@ -176,13 +176,13 @@ class Record:
         pairs: dict[int, int] = {}
         for use in image.uses:
             pair = pairs.setdefault(use.project, self.pairs + len(pairs))
-            if use.pull_failures:
-                self.failures.setdefault(use.day, []).append(number)
+            louder = (LOUD - 1) * use.pull_failures
             if use.day * DAY < self.start:
-                self.learned.append(Ran(number, pair, use.day, use.runs))
+                self.learned.append(Ran(number, pair, use.day, use.runs, use.runs + louder))
                 continue
             for step, runs in self._spread(use, image.reference):
-                self.ran[step].append(Ran(number, pair, use.day, runs))
+                self.ran[step].append(Ran(number, pair, use.day, runs, runs + louder))
+                louder = 0
                 to_come[bisect_right(moves, step)] += runs
         self.pairs += len(pairs)
         self.to_come.append(to_come)
@@ -208,8 +208,6 @@ class View:
         self.images = record.images
         self.weights = [0.0] * len(self.images)
         """What the uses so far count for, as in the plan."""
-        self.failed = [False] * len(self.images)
-        """Whether jobs failed to pull it within the history."""
         self.to_come = [uses[0] for uses in record.to_come]
         """How often it will be used until its tag moves."""
         self._moves = [0] * len(self.images)
@@ -222,7 +220,6 @@ class View:
         self._pairs: list[dict[int, None]] = [{} for _ in self.images]
         self._by_day: dict[int, list[Ran]] = {}
         self._weigh(self._learn(record.learned))
-        self._fail()
 
     def advance(self, step: int) -> None:
         """Go on from the step before to this one."""
@@ -233,7 +230,6 @@ class View:
             self._age(day)
             self._learn(record.ran[step - 1])
             self._weigh(range(len(self.images)))
-            self._fail()
         else:
             self._weigh(self._learn(record.ran[step - 1]))
         for ran in record.ran[step - 1]:
@@ -252,7 +248,8 @@ class View:
         self._day = day
         for old in [old for old in self._by_day if old < self._oldest]:
             for ran in self._by_day.pop(old):
-                self._runs[ran.pair] = max(0.0, self._runs[ran.pair] - ran.runs * decay(day - old))
+                left = self._runs[ran.pair] - ran.weighs * decay(day - old)
+                self._runs[ran.pair] = max(0.0, left)
 
     def _learn(self, rans: Iterable[Ran]) -> set[int]:
         """Take in what ran; return the images."""
@@ -261,7 +258,7 @@ class View:
             images.add(ran.image)
             self._pairs[ran.image][ran.pair] = None
             if ran.day >= self._oldest:
-                self._runs[ran.pair] += ran.runs * decay(self._day - ran.day)
+                self._runs[ran.pair] += ran.weighs * decay(self._day - ran.day)
                 self._by_day.setdefault(ran.day, []).append(ran)
         for image in images:
             if not self.known[image]:
@@ -274,12 +271,6 @@ class View:
         for image in images:
             self.weights[image] = weight(runs[pair] for pair in self._pairs[image])
 
-    def _fail(self) -> None:
-        """See which images jobs failed to pull, as far as the days that are over tell."""
-        days = range(self._oldest, self._day)
-        failed = {image for day in days for image in self._record.failures.get(day, ())}
-        self.failed = [image in failed for image in range(len(self.images))]
-
 
 # --- what is done with a budget ---
 
@@ -288,22 +279,21 @@ Order = Callable[[View, int, int, bool], Any]
 and whether the mirror has an older one; the smallest goes first."""
 
 
-def planned(view: View, image: int, pulls: int, stale: bool) -> tuple[int, float]:
+def planned(view: View, image: int, pulls: int, stale: bool) -> tuple[bool, float]:
     """Return the place of the image in the plan."""
     return _place(view, image, view.weights[image], pulls, stale)
 
 
-def hindsight(view: View, image: int, pulls: int, stale: bool) -> tuple[int, float]:
+def hindsight(view: View, image: int, pulls: int, stale: bool) -> tuple[bool, float]:
     """Return the place of the image in the plan of one who knows the uses to come."""
     return _place(view, image, view.to_come[image], pulls, stale)
 
 
-def _place(view: View, image: int, weighs: float, pulls: int, stale: bool) -> tuple[int, float]:
+def _place(view: View, image: int, weighs: float, pulls: int, stale: bool) -> tuple[bool, float]:
     pin = view.images[image].pin
     if pin is not None:
-        return -1, pin
-    gain = weighs * STALE_GAIN if stale else weighs
-    return priority(gain, pulls, failed=view.failed[image] and not stale)
+        return False, pin
+    return True, priority(weighs * STALE_GAIN if stale else weighs, pulls)
 
 
 class Course:

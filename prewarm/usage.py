@@ -87,7 +87,7 @@ class Runs:
     pull_failures: int
     last: float
     weight: int = 0
-    """The sum of the runs' `parts_of`."""
+    """The sum of the runs' `parts_of`, of those that failed to pull LOUD times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +395,14 @@ def used(
 def decay(days: float) -> float:
     """Return what is left of a run's weight after so many days."""
     return math.pow(2.0, -days / HALF_LIFE)
+
+
+LOUD: Final = 250
+"""Runs that a job which failed to pull an image stands for: it met one that was not warm.
+
+Not all the weight there is: jobs can be made to fail, and one project would take all that a window
+has with a failed pull of each of some images that others use a little.
+"""
 
 
 def parts_of(days: int) -> int:

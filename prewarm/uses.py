@@ -18,6 +18,7 @@ from typing import Any, Final
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.usage import (
+    LOUD,
     WHOLE,
     DayUses,
     Logged,
@@ -580,7 +581,8 @@ _PARTS: Final = " ".join(
 )
 _RUNS: Final = f"""
     SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last),
-           SUM(runs * CASE WHEN day >= :today THEN {WHOLE}
+           SUM((runs + {LOUD - 1} * pull_failures)
+               * CASE WHEN day >= :today THEN {WHOLE}
                            ELSE CASE :today - day {_PARTS} ELSE 0 END END)
     FROM job_runs WHERE day >= :day AND project = COALESCE(:project, project)
     GROUP BY project, job, platform"""  # noqa: S608 - only numbers of ours

@@ -14,7 +14,7 @@ from prewarm import ledger as ledger_module
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import MIGRATIONS, Ledger
-from prewarm.usage import DayUses, Row, UnresolvedImage, UsedImage
+from prewarm.usage import LOUD, DayUses, Row, UnresolvedImage, UsedImage
 from prewarm.uses import LogKey, PastScan
 
 DAY_0 = 19_000
@@ -84,14 +84,16 @@ def test_used_images_weigh_the_runs_by_their_age_for_each_project(ledger: Ledger
             key("test", runner=2, platform="linux/arm64", day=DAY_0 + 7): Count(8, 0, NOW, 8),
             key(day=DAY_0 + 16): Count(2, 0, NOW, 9),
             key(project=2, day=DAY_0 - 7): Count(8, 0, NOW, 5),
+            key(project=3, day=DAY_0 + 7): Count(2, 2, NOW, 5),
         },
     )
     define(ledger, row(), row("test"))
     define(ledger, row(), project=2)
+    define(ledger, row(), project=3)
     logged = LogKey(1, "team/p1", "r", "image", "alpine:3", ALPINE, "", "", DAY_0 + 7)
     ledger.add_logged("/log", "1", {logged: (4, NOW)})
     (image,) = ledger.used_images(0.0, now=NOW)
-    assert dict(image.weights) == {"team/p1": 8 + 4 + 2 + 2, "team/p2": 1}
+    assert dict(image.weights) == {"team/p1": 8 + 4 + 2 + 2, "team/p2": 1, "team/p3": LOUD}
 
 
 def test_used_images_of_one_project_leaves_out_the_others(ledger: Ledger) -> None:

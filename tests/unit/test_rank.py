@@ -17,7 +17,7 @@ from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import DEFAULT, Platform
 from prewarm.rank import position, ranked
 from prewarm.reference import parse
-from prewarm.usage import Row, Runs, UsedImage, parts_of, used
+from prewarm.usage import LOUD, Row, Runs, UsedImage, parts_of, used
 
 DAY = 86400
 NOW = 1_800_000_000.0
@@ -66,16 +66,6 @@ PINNED = (Want(parse("pin:1"), DEFAULT, ("pin",), "images.yml:3"), seen("pin"))
         pytest.param(PINNED, (used_want("a:1", 1000), seen("a")), id="a pin before any use"),
         pytest.param(
             (used_want("b:1", 2), seen("b")), (used_want("a:1", 1), seen("a")), id="more uses"
-        ),
-        pytest.param(
-            (used_want("b:1", 1, failures=1), seen("b")),
-            (used_want("a:1", 9), seen("a")),
-            id="what jobs failed to pull",
-        ),
-        pytest.param(
-            (used_want("a:1", 9), seen("a")),
-            (used_want("b:1", 1, failures=1), seen("b", "stale")),
-            id="but not what a mirror serves now",
         ),
         pytest.param(
             (used_want("b:1", 3), seen("b")),
@@ -209,14 +199,22 @@ def test_ranked_more_uses_never_move_an_image_back(demand: list[Pair], data: st.
 # What uses weigh
 
 
-def weights(*runs: tuple[int, int, int]) -> UsedImage:
-    """An image used by projects, each with its runs and the days since."""
+def weights(*runs: tuple[int, int, int], failures: int = 0) -> UsedImage:
+    """An image used by projects, each with its runs and the days since, and failed pulls."""
     row = Row("build", "image", "a:1", "docker.io/library/a:1", None, "definition")
     (image,) = used(
         {(project, "build"): [row] for project, _, _ in runs},
         {
             (project, "build"): [
-                Runs(project, "build", "linux/amd64", number, 0, NOW, number * parts_of(ago))
+                Runs(
+                    project,
+                    "build",
+                    "linux/amd64",
+                    number,
+                    failures,
+                    NOW,
+                    (number + (LOUD - 1) * failures) * parts_of(ago),
+                )
             ]
             for project, number, ago in runs
         },
@@ -236,6 +234,14 @@ def test_weight_of_many_projects_is_more_than_that_of_one_noisy_one() -> None:
     many = weights(*((project, 10, 0) for project in range(5)))
     assert many.jobs == 50
     assert weight_of(many) > weight_of(weights((1, 60, 0))) > weight_of(weights((1, 50, 0)))
+
+
+def test_weight_of_a_failed_pull_is_far_more_than_that_of_a_run_but_not_of_all() -> None:
+    quiet, failed = weights((1, 1, 0)), weights((1, 1, 0), failures=1)
+    assert failed.pull_failures == 1
+    assert weight_of(failed) > weight_of(weights((1, 200, 0))) > weight_of(quiet)
+    # What many projects use is before what one has made to fail.
+    assert weight_of(weights(*((project, 10, 0) for project in range(20)))) > weight_of(failed)
 
 
 def test_weight_of_a_definition_without_runs_is_little_but_not_nothing() -> None:
