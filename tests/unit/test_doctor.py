@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prewarm.budget import Limit, Moment
@@ -114,9 +114,15 @@ def test_token_verdict_by_what_gitlab_tells(answer: object, state: str, words: s
 @given(
     st.dictionaries(
         st.sampled_from(["scopes", "expires_at", "active", "revoked"]),
-        st.none() | st.text() | st.integers() | st.booleans() | st.lists(st.integers()),
+        st.none()
+        | st.text(max_size=20)
+        | st.integers()
+        | st.booleans()
+        | st.lists(st.integers(), max_size=3),
     )
 )
+# Under load even small examples can come slowly, which says nothing about the verdict.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_token_verdict_of_anything_never_raises(answer: dict[str, Any]) -> None:
     assert token_verdict(answer, TODAY, "it").state in {"ok", "warning", "failed"}
 
