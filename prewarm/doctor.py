@@ -156,7 +156,7 @@ def examine(place: Place) -> Checkup:
         ("skopeo", partial(_check_skopeo, place)),
         ("policy", partial(_check_policy, place, memory.demand)),
         ("authfile", partial(_check_logins, place)),
-        ("gitlab", partial(_check_gitlab, place)),
+        ("gitlab", partial(_check_gitlab, place, skews)),
     ]
     for upstream in place.settings.registries:
         look = partial(_check_upstream, asking, upstream, memory.demand, skews)
@@ -378,22 +378,48 @@ def _skew(registry: Registry, clock: Clock) -> float | None:
 # -- GitLab -----------------------------------------------------------------------------------
 
 
-def _check_gitlab(place: Place) -> Checks:
+def _check_gitlab(place: Place, skews: Skews) -> Checks:
     settings = place.settings.gitlab
     if settings is None:
         return (Check("gitlab", "ok", "images.yml names no GitLab: only pins are kept warm"),)
     from prewarm.gitlab_client import Client, find_token, token_place
 
+    before = place.clock().wall
     token = find_token(settings, place.environ)
     where = token_place(settings, place.environ)
     with Client(settings, token, place.environ, Event(), timeout=_GITLAB_SECONDS) as client:
+        found: Checks
         if token is None:
             client.get("/projects", per_page=1)
             text = f"{settings.url} is asked without a token, which shows what everybody may see"
             cure = "make a token with the scope read_api and name its file in gitlab.token_file"
-            return (Check("gitlab", "warning", text, cure),)
-        found = _ask_about_token(client, settings, where, place)
-    return (found, *_token_rights(settings))
+            found = (Check("gitlab", "warning", text, cure),)
+        else:
+            found = (_ask_about_token(client, settings, where, place), *_token_rights(settings))
+        if client.date is not None:
+            skews[settings.url] = skew_of(before, client.date, place.clock().wall)
+        if found[0].state == "failed":
+            return found
+        return (*found, *_scope_rights(client, settings))
+
+
+def _scope_rights(client: Client, settings: Gitlab) -> Checks:
+    """Whether groups and projects that are named can be read; as severe as a sync takes it."""
+    from prewarm.gitlab_client import GitlabRefusal, group_path, project_path
+
+    named: list[tuple[State, str]] = [
+        *(("failed", group_path(group, "projects")) for group in settings.groups),
+        *(("warning", project_path(project)) for project in settings.projects),
+    ]
+    found = []
+    for state, path in named:
+        try:
+            client.get(path, per_page=1)
+        except GitlabRefusal as refusal:
+            if refusal.whole:
+                raise
+            found.append(Check("gitlab", state, refusal.text, refusal.cure))
+    return tuple(found)
 
 
 def _ask_about_token(client: Client, settings: Gitlab, where: str, place: Place) -> Check:
@@ -529,7 +555,8 @@ def _check_mirror(place: Place, mirror: Mirror, skews: Skews) -> Checks:
             return (written, *deleting)
 
     checks += _guarded("mirror", reach)
-    checks += _guarded("mirror-space", partial(_check_space, mirror))
+    largest = place.settings.limits.image_size
+    checks += _guarded("mirror-space", partial(_check_space, mirror, largest))
     return tuple(sorted((*checks, *plain_http(mirror)), key=lambda check: NAMES.index(check.name)))
 
 
@@ -582,12 +609,18 @@ def plain_http(mirror: Mirror) -> Checks:
     return (Check("mirror-tls", "ok", f"{mirror.url} is asked {how}"),)
 
 
-def _check_space(mirror: Mirror) -> Checks:
-    """Whether the local disk of a mirror has space; nothing where it is not known to be local."""
+def _check_space(mirror: Mirror, largest: int) -> Checks:
+    """Whether the local disk of a mirror has space; nothing where it is not known to be local.
+
+    `largest` is how large an image may be: less is a warning.
+    """
     if mirror.storage is None:
         return ()
     short = too_little_space(mirror, 0)
     if short is not None:
         return (Check("mirror-space", "failed", short.text, short.cure),)
     free = shutil.disk_usage(mirror.storage).free
+    if (low := too_little_space(mirror, largest)) is not None:
+        text = f"{low.text}, as large as limits.image_size lets an image be"
+        return (Check("mirror-space", "warning", text, low.cure),)
     return (Check("mirror-space", "ok", f"{mirror.url}: {size_words(free)} free"),)

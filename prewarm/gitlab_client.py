@@ -166,6 +166,8 @@ class Client:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._sessions: list[requests.Session] = []
+        self.date: float | None = None
+        """GitLab's own time at its last good answer, in seconds since the epoch, where it told."""
 
     def __enter__(self) -> Self:
         return self
@@ -255,6 +257,7 @@ class Client:
             self._pace.failed(refusal)
             raise refusal from None
         self._pace.worked()
+        self.date = http_date(response.headers.get("Date", ""))
         return response
 
     def _connection(self) -> gitlab.Gitlab:

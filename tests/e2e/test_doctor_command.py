@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.host import Host
 from tests.sandbox import Fault, Quota, Sandbox, Tap
+from tests.sandbox.authority import Authority
 from tests.sandbox.ci_load import Runner
 from tests.sandbox.gitlab import TOKEN, Gitlab, Token
 
@@ -64,11 +65,13 @@ def only(checks: dict[str, list[dict[str, str]]], name: str, state: str) -> dict
     return wrong[0]
 
 
-def with_gitlab(host: Host, site: Gitlab, **keys: Any) -> None:
+def with_gitlab(
+    host: Host, site: Gitlab, scope: dict[str, list[str]] | None = None, **keys: Any
+) -> None:
     token = host.folder / "token"
     token.touch(0o600)
     token.write_text(TOKEN)
-    gitlab = {"url": site.url, "token_file": str(token)}
+    gitlab = {"url": site.url, "token_file": str(token), **(scope or {})}
     authfile = str(host.box.authfile())
     host.configure(["alpine:3.19"], gitlab=gitlab, authfile=authfile, **keys)
 
@@ -132,6 +135,38 @@ def test_doctor_mirror_with_too_little_space_fails(host: Host) -> None:
     assert "below min_free" in only(doctor(host, 1), "mirror-space", "failed")["text"]
 
 
+def test_doctor_mirror_with_space_for_less_than_an_image_is_a_warning(host: Host) -> None:
+    mirror = {"url": host.box.taps[0].url, "storage": str(host.folder)}
+    keys = {"authfile": str(host.box.authfile()), "mirrors": [mirror]}
+    host.configure(["alpine:3.19"], limits={"image_size": "1000000TiB"}, **keys)
+    warned = only(doctor(host, 0), "mirror-space", "warning")
+    assert "limits.image_size" in warned["text"]
+    host.configure(["alpine:3.19"], limits={"image_size": "1MB"}, **keys)
+    assert doctor(host, 0)["mirror-space"][0]["text"].endswith(" free")
+
+
+def test_doctor_mirror_whose_clients_read_by_plain_http_is_a_warning(host: Host) -> None:
+    mirror = {"url": host.box.taps[0].url, "client_url": "http://mirror.example.org:5000"}
+    host.configure(["alpine:3.19"], authfile=str(host.box.authfile()), mirrors=[mirror])
+    warned = only(doctor(host, 0), "mirror-tls", "warning")
+    assert "http://mirror.example.org:5000 is plain http" in warned["text"]
+
+
+def test_doctor_mirror_with_a_certificate_of_an_unknown_ca_fails(
+    host: Host, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    options = {"tls": authority.issue(["127.0.0.1"]), "ca": authority.ca}
+    mirror = {"url": host.box.registry("tls", **options).url}
+    authfile = str(host.box.authfile())
+    host.configure(["alpine:3.19"], authfile=authfile, mirrors=[mirror])
+    failed = only(doctor(host, 1), "mirror", "failed")
+    assert "certificate" in failed["text"]
+    mirror["ca"] = str(authority.ca)
+    host.configure(["alpine:3.19"], authfile=authfile, mirrors=[mirror])
+    assert doctor(host, 0)["mirror-tls"][0]["text"].endswith("is asked over TLS")
+
+
 def test_doctor_mirror_that_is_down_does_not_hide_the_next(host: Host) -> None:
     host.box.mirrors[0].stop()
     other = host.box.registry("other")
@@ -185,6 +220,36 @@ def test_doctor_gitlab_token_that_everybody_may_read_is_a_warning(host: Host, si
     with_gitlab(host, site)
     (host.folder / "token").chmod(0o644)
     assert "chmod" in only(doctor(host, 0), "gitlab", "warning")["cure"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "state"), [({"groups": ["nosuch"]}, "failed"), ({"projects": ["a/b"]}, "warning")]
+)
+def test_doctor_gitlab_group_or_project_that_the_token_does_not_see_is_told(
+    host: Host, site: Gitlab, scope: dict[str, list[str]], state: str
+) -> None:
+    site.add_project("team/app", "build:\n  script: [make]\n")
+    good = {"groups": ["team"], "projects": ["team/app"]}
+    with_gitlab(host, site, scope=good)
+    assert {one["state"] for one in doctor(host, 0)["gitlab"]} == {"ok"}
+    with_gitlab(host, site, scope=scope)
+    found = only(doctor(host, 1 if state == "failed" else 0), "gitlab", state)
+    assert "hides it from the token" in found["text"]
+
+
+def test_doctor_gitlab_without_a_token_is_a_warning(host: Host, site: Gitlab) -> None:
+    host.configure(["alpine:3.19"], gitlab={"url": site.url}, authfile=str(host.box.authfile()))
+    site.faults.add(Fault(path="/api/v4/projects", status=200, body=b"[]", count=None))
+    warned = only(doctor(host, 0), "gitlab", "warning")
+    assert "without a token" in warned["text"]
+    assert "read_api" in warned["cure"]
+
+
+def test_doctor_gitlab_that_is_down_fails(host: Host, site: Gitlab) -> None:
+    with_gitlab(host, site)
+    site.close()
+    failed = only(doctor(host, 1), "gitlab", "failed")
+    assert "is not reached" in failed["text"]
 
 
 def test_doctor_authfile_that_others_may_read_is_a_warning(host: Host) -> None:
@@ -241,11 +306,46 @@ def test_doctor_platform_of_runners_that_is_not_mirrored_fails(host: Host, site:
     assert failed["cure"] == "add linux/arm64 to platforms: in images.yml"
 
 
+def test_doctor_platform_that_few_uses_lack_is_a_warning(host: Host, site: Gitlab) -> None:
+    site.runners[2] = Runner(2, architecture="arm64")
+    with_gitlab(host, site)
+    project = site.add_project("team/app", "build:\n  image: alpine:3.19\n  script: [make]\n")
+    for n in range(40):
+        site.add_job(project, "build", runner=2 if n == 0 else 1)
+    assert host.run("scan").returncode == 0
+    assert "linux/arm64" in only(doctor(host, 0), "platforms", "warning")["text"]
+
+
 def test_doctor_clock_apart_from_a_mirrors_is_a_warning(host: Host) -> None:
     late = format_datetime(datetime.now(UTC) - timedelta(minutes=5), usegmt=True)
     fault = Fault(path="/v2/", status=200, body=b"{}", headers={"Date": late}, count=None)
     host.box.taps[0].faults.add(fault)
     assert "behind this host's clock" in only(doctor(host, 0), "clock", "warning")["text"]
+
+
+def test_doctor_clock_apart_from_docker_hubs_is_a_warning(host: Host) -> None:
+    late = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
+    fault = Fault("GET", "/v2/", status=200, body=b"{}", headers={"Date": late}, count=None)
+    host.box.hub.faults.add(fault)
+    text = only(doctor(host, 0), "clock", "warning")["text"]
+    assert text.startswith("docker.io is ")
+    assert text.endswith("ahead of this host's clock")
+
+
+def test_doctor_clock_apart_from_gitlabs_is_a_warning(host: Host, site: Gitlab) -> None:
+    late = format_datetime(datetime.now(UTC) - timedelta(minutes=5), usegmt=True)
+    told = {"active": True, "scopes": ["read_api"], "expires_at": None}
+    site.faults.add(
+        Fault(
+            path="*/personal_access_tokens/self",
+            status=200,
+            body=json.dumps(told).encode(),
+            headers={"Date": late, "Content-Type": "application/json"},
+            count=None,
+        )
+    )
+    with_gitlab(host, site)
+    assert only(doctor(host, 0), "clock", "warning")["text"].startswith(f"{site.url} is ")
 
 
 def test_doctor_registries_conf_that_redirects_is_a_warning(host: Host) -> None:
@@ -277,6 +377,21 @@ def test_doctor_policy_that_refuses_a_pin_fails(host: Host) -> None:
     assert failed["text"] == f"docker.io/library/alpine: {policy} rejects it"
 
 
+def test_doctor_policy_that_refuses_what_ci_alone_uses_is_a_warning(
+    host: Host, site: Gitlab
+) -> None:
+    with_gitlab(host, site)
+    project = site.add_project("team/app", "build:\n  image: golang:1\n  script: [make]\n")
+    site.add_job(project, "build")
+    assert host.run("scan").returncode == 0
+    policy = host.folder / "home/.config/containers/policy.json"
+    policy.parent.mkdir(parents=True)
+    reject = {"docker": {"docker.io/library/golang": [{"type": "reject"}]}}
+    accept = [{"type": "insecureAcceptAnything"}]
+    policy.write_text(json.dumps({"default": accept, "transports": reject}))
+    assert "golang" in only(doctor(host, 0), "policy", "warning")["text"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_doctor_state_of_another_owner_fails_with_the_command_to_type(host: Host) -> None:
     host.state.parent.mkdir()
@@ -291,6 +406,26 @@ def test_doctor_state_that_is_damaged_fails(host: Host) -> None:
     host.state.parent.mkdir()
     host.state.write_bytes(b"no database" * 100)
     assert "damaged" in only(doctor(host, 1), "state", "failed")["text"]
+
+
+def test_doctor_state_of_a_newer_prewarm_fails(host: Host) -> None:
+    host.configure([], authfile=str(host.box.authfile()))
+    assert host.run("sync", "--no-scan").returncode == 0
+    with host.sql() as sql, sql:
+        sql.execute("INSERT INTO schema_version (version) VALUES (9999)")
+    host.configure(["alpine:3.19"], authfile=str(host.box.authfile()))
+    host.forget_requests()
+    assert "newer" in only(doctor(host, 1), "state", "failed")["text"]
+
+
+def test_doctor_skopeo_that_is_too_old_fails(host: Host, tmp_path: Path) -> None:
+    old = tmp_path / "bin/skopeo"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho skopeo version 1.4.1\n")
+    old.chmod(0o755)
+    failed = only(doctor(host, 1, PATH=str(old.parent)), "skopeo", "failed")
+    assert "1.4" in failed["text"]
+    assert "install skopeo" in failed["cure"]
 
 
 def test_doctor_while_a_sync_holds_the_locks_does_not_wait(box: Sandbox, tmp_path: Path) -> None:
