@@ -32,7 +32,14 @@ from prewarm.headers import Challenge, content_range, next_link, parse_challenge
 from prewarm.headers import date as read_date
 from prewarm.headers import retry_after as read_retry_after
 from prewarm.login import Login
-from prewarm.manifest import ACCEPT, Descriptor, Manifest, ManifestError, valid_digest
+from prewarm.manifest import (
+    ACCEPT,
+    Descriptor,
+    Manifest,
+    ManifestError,
+    digest_of,
+    valid_digest,
+)
 from prewarm.proxies import is_loopback
 from prewarm.reference import is_registry
 from prewarm.refusals import Refusal, Request, Role, login_cure, refusal, role_code
@@ -368,7 +375,25 @@ class Registry:
             self._cancel_begun(access, start, answer)
         return answer.status == 201
 
-    def _cancel_begun(self, access: _Access, start: str, answer: _Answer) -> None:
+    def put_blob(self, repository: str, content: bytes) -> None:
+        """Store a small blob under its sha256 digest, in one request after the upload's start."""
+        access = _Access("upload", repository, actions="pull,push")
+        start = f"{self._base(access)}/blobs/uploads/"
+        answer = self._ask("POST", access, start, body=b"")
+        self._expect(answer, access, 201, 202)
+        upload = self._begun(access, start, answer)
+        mark = "&" if urlsplit(upload).query else "?"
+        url = f"{upload}{mark}{urlencode({'digest': digest_of(content)})}"
+        sent = {"Content-Type": "application/octet-stream"}
+        try:
+            answer = self._ask("PUT", access, url, headers=sent, body=content, tries=1)
+            self._expect(answer, access, 201, 204)
+        except RegistryError:
+            self._cancel_upload(access, upload)
+            raise
+
+    def _begun(self, access: _Access, start: str, answer: _Answer) -> str:
+        """Return the URL of an upload that was begun, at our own origin."""
         location = _joined(start, answer.headers.get("location", ""))
         if location is None or urlsplit(location).hostname != self._host:
             raise self._error(
@@ -377,7 +402,12 @@ class Registry:
                 "it sends uploads to another host",
                 "set http.host in its configuration, or X-Forwarded-Host in the proxy before it",
             )
-        self._cancel_upload(access, location)
+        # Behind a proxy that ends TLS a registry may name the wrong scheme or port.
+        parts = urlsplit(location)
+        return self._origin + urlunsplit(("", "", parts.path, parts.query, ""))
+
+    def _cancel_begun(self, access: _Access, start: str, answer: _Answer) -> None:
+        self._cancel_upload(access, self._begun(access, start, answer))
 
     def cancel_uploads(self, urls: Iterable[str]) -> None:
         """Cancel uploads that another program left open, as far as they are of this registry.
