@@ -540,8 +540,15 @@ def check(options: Global, file: str | None) -> int:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    type=click.Choice(["dockerd", "containerd", "podman"]),
+    help="Have this client of this host prove that it asks the mirrors; repeatable.",
+)
 @_global
-def doctor(options: Global, as_json: bool) -> int:
+def doctor(options: Global, as_json: bool, clients: tuple[str, ...]) -> int:
     """Check all that a sync needs, and tell the cure of what is wrong. No pull is spent."""
     from prewarm import clock
     from prewarm.console import show_checkup
@@ -554,6 +561,8 @@ def doctor(options: Global, as_json: bool) -> int:
         os.geteuid(),
         _typed(),
         clock.now,
+        tuple(dict.fromkeys(clients)),
+        _stopping,
     )
     checkup = examine(place)
     show_checkup(checkup, as_json=as_json)

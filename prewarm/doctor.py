@@ -1,7 +1,8 @@
 """Looks at everything that a sync needs, each by itself, and says how to cure what is wrong.
 
 Nothing is spent or changed: upstreams are asked by HEAD, a push mirror has an upload begun and
-cancelled, and is asked to delete what cannot exist. No lock is taken.
+cancelled, and is asked to delete what cannot exist. No lock is taken. Only the proof that a client
+asks a mirror, on request, writes to it: a kilobyte, and takes it away again.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -22,23 +24,27 @@ from urllib.parse import urlsplit
 
 from prewarm import skopeo
 from prewarm.budget import window_for, window_problem
+from prewarm.clientfile import ClientMirror, client_mirrors, mirrors_of
+from prewarm.clientproof import Proof, prove
 from prewarm.clock import Clock
 from prewarm.copying import too_little_space
 from prewarm.coverage import used_of_late
 from prewarm.credentials import load as load_credentials
 from prewarm.demand import Want, patterns, skipped_by, wants, with_uses
 from prewarm.edges import open_edges
+from prewarm.engines import Engine, find_engine
 from prewarm.errors import PrewarmError, RegistryError
 from prewarm.ledger import MIGRATIONS, Ledger, schema_version
 from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
+from prewarm.probe import PROBE_REPOSITORY
 from prewarm.proxies import is_loopback
 from prewarm.redirects import File, read_files
 from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
 from prewarm.state import check_owner, state_path
-from prewarm.sync import PROBE_REPOSITORY, platform_problems
+from prewarm.sync import platform_problems
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
 
@@ -62,6 +68,7 @@ NAMES: Final = (
     "platforms",
     "registries.conf",
     "state",
+    "client",
     "clock",
 )
 """The checks in their order; the ones of a registry come once for each."""
@@ -125,6 +132,10 @@ class Place:
     argv: Sequence[str]
     """The command as it was typed, for the cure of a state of another owner."""
     clock: Clock
+    clients: Sequence[str] = ()
+    """Kinds of clients on this host that are to prove that they ask the mirrors."""
+    stop: Event = field(default_factory=Event)
+    """Set when the look is to end."""
 
     def state(self) -> Path:
         """Return where the state lies; UsageError where it has no place."""
@@ -170,6 +181,7 @@ def examine(place: Place) -> Checkup:
         ("registries.conf", partial(_check_redirects, place)),
         ("state", partial(_check_state, place)),
     ]
+    looks += [("client", partial(_check_client, asking, kind)) for kind in place.clients]
     with ThreadPoolExecutor(8, "doctor") as pool:
         found = list(pool.map(lambda look: _guarded(*look), looks))
     return Checkup((*(check for part in found for check in part), *clocks(skews)))
@@ -624,3 +636,64 @@ def _check_space(mirror: Mirror, largest: int) -> Checks:
         text = f"{low.text}, as large as limits.image_size lets an image be"
         return (Check("mirror-space", "warning", text, low.cure),)
     return (Check("mirror-space", "ok", f"{mirror.url}: {size_words(free)} free"),)
+
+
+# -- clients ----------------------------------------------------------------------------------
+
+_SETTINGS_OF: Final = {
+    "dockerd": "put what prewarm client-config dockerd prints into /etc/docker/daemon.json, "
+    "then systemctl reload docker",
+    "containerd": "prewarm client-config containerd --output /etc/containerd; it counts at once",
+    "podman": "prewarm client-config podman --output /etc/containers; it counts at once",
+}
+_HUB_ALONE: Final = frozenset({"dockerd"})
+"""Clients that ask mirrors for Docker Hub's images alone."""
+
+
+def _check_client(place: Place, kind: str) -> Checks:
+    """Let a client of this host prove, for each registry, that it asks each mirror for it."""
+    settings = place.settings
+    names = [one.name for one in settings.registries]
+    if kind in _HUB_ALONE:
+        names = [name for name in names if name == DOCKER_HUB]
+    if not names:
+        text = f"{kind} asks mirrors for docker.io alone, which is not under registries:"
+        return (Check("client", "failed", text, "add it there, or use containerd or podman"),)
+    engine = find_engine(kind, place.environ, place.stop, secrets.token_hex(8))
+    found: list[Check] = []
+    for mirror in client_mirrors(settings):
+        if mirror.through:
+            found.append(_unproved(kind, mirror))
+            continue
+        for name in (one for one in names if mirrors_of(one, (mirror,))):
+            if not place.stop.is_set():
+                found += _guarded("client", partial(_prove, place, engine, name, mirror))
+    return tuple(found)
+
+
+def _prove(place: Place, engine: Engine, registry: str, mirror: ClientMirror) -> Checks:
+    settings = replace(place.settings, registries=(), mirrors=(mirror.settings,))
+    with open_edges(settings, place.environ) as edges:
+        (site,) = edges.mirrors
+        proof = prove(engine, registry, mirror, site.registry, place.environ)
+    return (client_verdict(proof),)
+
+
+def _unproved(kind: str, mirror: ClientMirror) -> Check:
+    text = f"{mirror.url} is a pull-through proxy, where nothing can be put for {kind} to find"
+    return Check("client", "warning", text, f"pull an image by {kind} and look at the proxy's log")
+
+
+def client_verdict(proof: Proof) -> Check:
+    """Return what a client's pull of the probe tells."""
+    left = "; the probe stays there, as the mirror deletes nothing" if proof.left else ""
+    if proof.served == "nothing":
+        text = (
+            f"{proof.client} does not get {proof.registry}'s images from {proof.mirror}, "
+            f"which has what it was asked for: {proof.words}"
+        )
+        return Check("client", "failed", text + left, _SETTINGS_OF[proof.kind])
+    text = f"{proof.client} asks {proof.mirror} for {proof.registry}: it got what only that has"
+    if proof.served == "content":
+        text += f"; what a tag is, it asks {proof.registry} itself, as with --ask-upstream"
+    return Check("client", "ok", text + left)

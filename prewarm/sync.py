@@ -26,6 +26,7 @@ from prewarm.gate import Gate
 from prewarm.ledger import Known, Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
 from prewarm.plan import Copy, Defer, Plan, Quota, Seen, Step, Tag, action, plan
+from prewarm.probe import PROBE_REPOSITORY
 from prewarm.rank import ranked
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import Report, distinct, planned, problems_of, to_json
@@ -39,8 +40,6 @@ _MANY: Final = 0.05
 """The share of the uses above which a platform that is missing is the operator's to cure."""
 _KEPT: Final = 90 * 86400.0
 """Seconds that runs, and manifests that no image needs any more, are remembered."""
-PROBE_REPOSITORY: Final = "prewarm/probe"
-"""Where an upload is begun and cancelled to see that a mirror takes writes; it never shows."""
 
 
 @dataclass(frozen=True)

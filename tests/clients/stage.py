@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -19,9 +20,9 @@ from tests.sandbox.server import Server
 from tests.support.process import run_prewarm
 
 _NAME: Final = "mirror.example.org"
-Setting = Literal["loopback", "http", "tls", "ask-upstream"]
+Setting = Literal["loopback", "http", "tls", "ask-upstream", "unset"]
 """How a client is set up: the mirror on its own host, elsewhere by plain HTTP, or elsewhere by TLS;
-or on its host, with containerd's other choice for tags."""
+or on its host, with containerd's other choice for tags; or with no settings for a mirror."""
 
 
 class Stage:
@@ -82,10 +83,34 @@ class Stage:
             folder = Path(tempfile.mkdtemp(prefix="machine-", dir=self._box.path))
             found = self._stack.enter_context(Machine(folder, self._env, self.names.hosts))
             program = PROGRAMS[client]
-            self._set_up(found, program.kind, program.home, setting)
+            if setting != "unset":
+                self._set_up(found, program.kind, program.home, setting)
             program.start(found)
             self._machines[client, setting] = found
         return found
+
+    def doctor(
+        self, client: str, setting: Setting, env: Mapping[str, str] | None = None, **keys: Any
+    ) -> list[dict[str, str]]:
+        """Return what `prewarm doctor --client` on the client's machine says of the client.
+
+        `keys` are written in images.yml in place of the stage's own.
+        """
+        machine = self.machine(client, setting)
+        config = machine.folder / "doctor.yml"
+        config.write_text(self._config(setting, **keys))
+        finished = machine.run(
+            *(sys.executable, "-m", "prewarm", "--config", str(config)),
+            *("doctor", "--json", "--client", PROGRAMS[client].kind),
+            env=env,
+        )
+        assert finished.stderr == ""
+        return [one for one in finished.json["checks"] if one["check"] == "client"]
+
+    def client_url(self, setting: Setting) -> str:
+        """Return where clients reach the mirror."""
+        named = {"http": f"http://{_NAME}:5000", "tls": f"https://{_NAME}"}
+        return named.get(setting, f"http://127.0.0.1:{self._port}")
 
     def _set_up(self, machine: Machine, kind: str, home: str, setting: Setting) -> None:
         """Do as a person does with the print: files by --output, the CA where it says."""
@@ -105,10 +130,7 @@ class Stage:
             machine.write(place, Path(source).read_text())
 
     def _config(self, setting: Setting, **keys: Any) -> str:
-        client_url = {"http": f"http://{_NAME}:5000", "tls": f"https://{_NAME}"}.get(
-            setting, f"http://127.0.0.1:{self._port}"
-        )
-        mirror = {"url": self._box.mirrors[0].url, "client_url": client_url}
+        mirror = {"url": self._box.mirrors[0].url, "client_url": self.client_url(setting)}
         if setting == "tls":
             mirror["ca"] = str(self.names.private_ca)
         # Docker Hub's indexes are reduced to this architecture, the other registry's kept whole.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,6 @@ pytestmark = pytest.mark.skipif(
     not may_mount(), reason="dockerd and containerd take root with CAP_SYS_ADMIN: sudo make check"
 )
 ROWS = documented()
-
-
-@pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
-    with Stage() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prewarm.budget import Limit, Moment
+from prewarm.clientproof import Proof, Served
 from prewarm.doctor import (
     NAMES,
     Check,
     Checkup,
     Place,
+    client_verdict,
     clocks,
     examine,
     plain_http,
@@ -210,6 +212,31 @@ def test_plain_http_beyond_this_host_is_a_warning(
     url: str, client_url: str, expected: list[str]
 ) -> None:
     assert states(plain_http(Mirror(url, client_url))) == expected
+
+
+# --- clients ---
+
+
+@pytest.mark.parametrize(
+    ("served", "left", "state", "words"),
+    [
+        ("all", False, "ok", "podman asks http://m for docker.io: it got what only that has"),
+        ("all", True, "ok", "the probe stays there"),
+        ("content", False, "ok", "what a tag is, it asks docker.io itself"),
+        ("nothing", False, "failed", "does not get docker.io's images from http://m"),
+        ("nothing", False, "failed", "which has what it was asked for: denied"),
+        ("nothing", True, "failed", "the probe stays there"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dockerd", "containerd", "podman"])
+def test_client_verdict_by_what_the_mirror_served(
+    kind: str, served: Served, left: bool, state: str, words: str
+) -> None:
+    check = client_verdict(Proof(kind, "podman", "docker.io", "http://m", served, "denied", left))
+    assert (check.name, check.state) == ("client", state)
+    assert words in check.text
+    assert ("the probe stays there" in check.text) is left
+    assert (f"prewarm client-config {kind}" in check.cure) is (state == "failed")
 
 
 # --- registries.conf ---
