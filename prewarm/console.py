@@ -172,7 +172,7 @@ def show_status(status: Status, *, as_json: bool) -> None:
         days, before = status.earlier
         share += f" ({counted(days, 'day')} ago {before:.0%})"
     _say(
-        f"{images['tracked']} images: {images['fresh']} fresh, {images['stale']} stale, "
+        f"{counted(images['tracked'], 'image')}: {images['fresh']} fresh, {images['stale']} stale, "
         f"{images['missing']} missing{share}"
     )
     for mirror in told["mirrors"]:
@@ -412,7 +412,7 @@ class _Lines:
 
     def begin(self, images: int) -> None:
         """Say how much there is to do."""
-        log.info("%d images to carry", images)
+        log.info("%s to carry", counted(images, "image"))
 
     def expect(self, amount: int) -> None:
         """Say nothing."""

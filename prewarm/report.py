@@ -281,7 +281,7 @@ def sentence(report: Report) -> str:
     sums = summary(report.outcomes)
     said = _TO_DO if report.dry_run else {}
     parts = [f"{sums[name]} {said.get(name, name)}" for name in _COUNTED.values() if sums[name]]
-    head = f"{len(report.outcomes)} images: {', '.join(parts) or 'nothing to do'}"
+    head = f"{counted(len(report.outcomes), 'image')}: {', '.join(parts) or 'nothing to do'}"
     pulls = counted(sums["pulls"], "pull")
     waits = [
         outcome.step.until
