@@ -576,6 +576,7 @@ class _Checks:
             keys = item.value if isinstance(item.value, dict) else {"url": item}
             targets += _value(keys, "role", "target") == "target"
             self._keep(keys)
+            self._mode(keys)
             if "url" in keys:
                 host = _host(keys["url"].value)
                 if host in seen:
@@ -588,6 +589,15 @@ class _Checks:
                 mirrors.path,
                 "all are sources, and none is there to be kept warm",
                 "add a mirror with role: target",
+            )
+
+    def _mode(self, keys: Mapping[str, _Found]) -> None:
+        if (_value(keys, "mode", ""), _value(keys, "role", "")) == ("pull-through", "source"):
+            self.reader.problem(
+                keys["role"].line,
+                keys["role"].path,
+                "is source, but to read a pull-through mirror may cost a pull",
+                "take the mirror out, or write role: target",
             )
 
     def _keep(self, keys: Mapping[str, _Found]) -> None:

@@ -282,7 +282,10 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
     elif found.broken:
         _say(f"{len(found.broken)} of {found.checked} tags are broken; prewarm verify --repair")
     else:
-        rest = f", {found.unchecked} could not be checked" if found.unchecked else ""
+        down = found.unchecked - found.through
+        rest = f", {down} could not be checked" if down else ""
+        if found.through:
+            rest += f", {found.through} on pull-through mirrors are not asked: that may cost a pull"
         _say(f"{found.checked} tags are whole{rest}")
 
 

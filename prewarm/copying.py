@@ -41,6 +41,7 @@ from prewarm.platforms import ALL, Platform, normalise
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
 from prewarm.settings import Limits, Mirror
+from prewarm.warming import Warming
 from prewarm.words import size_words
 
 log = logging.getLogger("prewarm")
@@ -137,6 +138,14 @@ class Carrier:
             limits=self.limits,
             held_up=self._held_up,
         )
+        self._warming = Warming(
+            self._purchasing,
+            self.observer,
+            self.ledger,
+            self.limits,
+            self._held_up,
+            self.progress.moved,
+        )
 
     def carry_out(self, plan: Plan) -> Iterator[Outcome]:
         """Do the steps that do something, at most `limits.parallel` at once; yield as they end.
@@ -216,10 +225,14 @@ class Carrier:
         if (held_up := self._held_up(image)) is not None:
             return held_up
         self._check(image)
-        ended = self._obtain(image, turn)
+        ended = self._warm(image, turn)
+        if ended is None and any(not holding.through for holding in image.open_targets):
+            ended = self._obtain(image, turn)
         self._turns.over(turn)
         if ended is not None and not (isinstance(ended, Defer) and image.content):
             return ended
+        if not image.open_targets:
+            return _verdict(image)
         assert image.content is not None
         self._fill(image, image.content, whole=ended is None)
         return ended or _verdict(image)
@@ -243,9 +256,36 @@ class Carrier:
             failure = next(h.failure for h in image.holdings.values() if h.target and h.failure)
             raise PrewarmError(failure.code, failure.text, failure.cure)
         if isinstance(self.tools, PrewarmError):
+            if all(holding.through for holding in image.open_targets):
+                return
             raise self.tools
         if (refusal := self.tools.policy.refusal(image.want.reference)) is not None:
             raise refusal
+
+    def _warm(self, image: Image, turn: int) -> Step | None:
+        """Have each pull-through mirror pull what it lacks; a Step where that ends the image."""
+        upstream = self.observer.upstreams[image.want.reference.registry]
+        for holding in image.open_targets:
+            if not holding.through:
+                continue
+            site = self._sites[holding.mirror]
+            try:
+                ended = self._warming.buy(
+                    image,
+                    site,
+                    upstream,
+                    lambda: self._turns.wait(turn),
+                    lambda: self._turns.over(turn),
+                )
+            except RegistryError as error:
+                if not error.code.startswith("mirror-"):
+                    raise
+                self.observer.note_failure(site, error)
+                image.note_failure(site.url, error.failure)
+            else:
+                if ended is not None:
+                    return ended
+        return None
 
     def _obtain(self, image: Image, turn: int) -> Step | None:
         """Get the bytes of every manifest that some mirror needs; a Step where that fails."""
@@ -273,6 +313,8 @@ class Carrier:
             unseen = set(image.required) - holding.present - holding.lost
             if holding.failure is not None or site.failure is not None or not unseen:
                 continue
+            if site.through:
+                continue
             try:
                 found = self.observer.present(site, holding.repository, unseen, None)
             except RegistryError as error:
@@ -290,7 +332,7 @@ class Carrier:
     def _from_mirror(self, image: Image, digest: str) -> Manifest | None:
         for holding in image.holdings.values():
             site = self._sites[holding.mirror]
-            if digest in holding.present and site.failure is None:
+            if digest in holding.present and site.failure is None and not site.through:
                 try:
                     return self.observer.fetch(site, holding.repository, digest)
                 except RegistryError as error:
@@ -303,11 +345,15 @@ class Carrier:
             raise EndedError(too_large(image, self.limits))
         if not content.is_index:
             self._check_platform(image, content)
-        for holding in image.open_targets:
+        # A pull-through mirror that was read through gives the others the blobs.
+        for holding in sorted(image.open_targets, key=lambda one: not one.through):
             site = self._sites[holding.mirror]
             try:
                 if site.failure is not None:
                     raise PrewarmError(site.failure.code, site.failure.text, site.failure.cure)
+                if site.through:
+                    self._read_through(image, site, whole=whole)
+                    continue
                 self._fill_mirror(image, site)
                 if whole:
                     self._tag(image, content, site)
@@ -315,6 +361,17 @@ class Carrier:
                 if concerns_all(error):
                     site.failure = error.failure
                 image.note_failure(site.url, error.failure)
+
+    def _read_through(self, image: Image, site: MirrorSite, *, whole: bool) -> None:
+        needed = image.size
+        if (failure := too_little_space(site.settings, needed)) is not None:
+            raise PrewarmError(failure.code, failure.text, failure.cure)
+        self.progress.expect(needed)
+        try:
+            self._warming.fill(image, site, whole=whole)
+        except RegistryError as error:
+            self.observer.note_failure(site, error)
+            image.note_failure(site.url, error.failure)
 
     def _fill_mirror(self, image: Image, site: MirrorSite) -> None:
         """Copy the manifests at hand that the mirror lacks."""

@@ -64,10 +64,17 @@ def coverages(
     `failing` are the places that the last run met a problem at; `now` is in epoch seconds.
     """
     parts = {ALL_MIRRORS: answering(known, failing)}
+    belong = {ALL_MIRRORS: uses}
     for mirror in settings.mirrors:
         if mirror.role == "target":
             parts[mirror.url] = tuple(one for one in known if one.mirror == mirror.url)
-    return {mirror: Covered(now, mirror, *coverage(part, uses)) for mirror, part in parts.items()}
+            belong[mirror.url] = {
+                image: jobs for image, jobs in uses.items() if mirror.serves(parse(image).registry)
+            }
+    return {
+        mirror: Covered(now, mirror, *coverage(part, belong[mirror]))
+        for mirror, part in parts.items()
+    }
 
 
 def coverage(known: tuple[Known, ...], uses: Mapping[str, int]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
 from prewarm.state import check_owner, state_path
-from prewarm.sync import platform_problems
+from prewarm.sync import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
 
@@ -581,15 +581,15 @@ def _check_writable(site: MirrorSite) -> Check:
     try:
         site.registry.probe_upload(PROBE_REPOSITORY)
     except RegistryError as error:
-        proxy = error.code == "mirror-proxy" and error.status == 405
-        if proxy and mirror.mode == "pull-through":
+        if not is_cache(error):
+            raise
+        if site.through:
             return Check("mirror", "ok", f"{mirror.url} is a pull-through proxy, as written")
-        raise
-    if mirror.mode == "pull-through":
-        text = (
-            f"{mirror.url} takes uploads, so it is no proxy, though mode: pull-through is written"
-        )
-        return Check("mirror", "failed", text, "write mode: push, or give it proxy:")
+        wrong = wrong_mode(site)
+        return Check("mirror", "failed", wrong.text, wrong.cure)
+    if site.through:
+        wrong = wrong_mode(site)
+        return Check("mirror", "failed", wrong.text, wrong.cure)
     return Check("mirror", "ok", f"{mirror.url} takes uploads")
 
 

@@ -157,6 +157,7 @@ def _mirror_client(
         mirror.url,
         role="mirror",
         ca=mirror.ca,
+        costly=mirror.through,
         credentials=lambda repository: auth.login(host, repository),
         login_cure=auth.login_cure,
         connections=32,

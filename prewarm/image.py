@@ -62,8 +62,8 @@ class Image:
 
     @property
     def lacking(self) -> tuple[str, ...]:
-        """Required manifests that some mirror still needs."""
-        targets = self.open_targets
+        """Required manifests that some push mirror still needs."""
+        targets = [holding for holding in self.open_targets if not holding.through]
         return tuple(d for d in self.required if any(d not in h.present for h in targets))
 
     @property

@@ -147,6 +147,15 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 (SELECT MAX(copies.wall) FROM copies WHERE copies.image = written.image), wall)""",
         ),
     ),
+    (
+        8,
+        (
+            # Manifests that a pull-through mirror fetched for us; `since` is in epoch seconds.
+            """CREATE TABLE cached (
+                mirror TEXT NOT NULL, repository TEXT NOT NULL, digest TEXT NOT NULL,
+                since DOUBLE PRECISION NOT NULL, PRIMARY KEY (mirror, repository, digest))""",
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -788,6 +797,35 @@ class Ledger(Uses):
                    WHERE mirror = :mirror AND repository = :repository AND digest = :digest""",
                 [{**where, "digest": one} for one in digests],
             )
+
+    def note_cached(self, mirror: str, repository: str, digest: str, now: Moment) -> None:
+        """Remember that a pull-through mirror has fetched a manifest, at the latest now."""
+        self._write(
+            """INSERT INTO cached (mirror, repository, digest, since)
+               VALUES (:mirror, :repository, :digest, :since)
+               ON CONFLICT (mirror, repository, digest) DO UPDATE SET since = excluded.since""",
+            mirror=mirror,
+            repository=repository,
+            digest=digest,
+            since=now.wall,
+        )
+
+    def cached(self, mirror: str, repository: str) -> dict[str, float]:
+        """Return when a pull-through mirror fetched the manifests of a repository, by digest.
+
+        In epoch seconds. Those that it has forgotten since are among them until they are forgotten
+        here, too (`forget_cached`).
+        """
+        rows: tuple[tuple[str, float], ...] = self._rows(
+            lambda digest, since: (str(digest), float(since)),
+            "SELECT digest, since FROM cached WHERE mirror = :mirror AND repository = :repository",
+            {"mirror": mirror, "repository": repository},
+        )
+        return dict(rows)
+
+    def forget_cached(self, before: float) -> int:
+        """Forget what was fetched before this time (epoch seconds); return how many."""
+        return self._write("DELETE FROM cached WHERE since < :before", before=before)
 
     def note_wanted(self, images: Iterable[str], now: Moment) -> None:
         """Note that a sync wants these images, wherever they were written."""

@@ -5,15 +5,16 @@ Upstreams are asked by HEAD alone. Mirrors are ours: a manifest GET there costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Protocol
 
 from prewarm.budget import Limit, Moment
+from prewarm.caching import held, is_whole
 from prewarm.demand import Want
 from prewarm.errors import Failure, PrewarmError, RegistryError
-from prewarm.ledger import SeenTag
+from prewarm.ledger import SeenTag, Written
 from prewarm.manifest import (
     Descriptor,
     Manifest,
@@ -38,6 +39,8 @@ class Memory(Protocol):
     def is_public(self, registry: str, repository: str, since: float) -> bool | None: ...
     def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None: ...
     def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None: ...
+    def cached(self, mirror: str, repository: str) -> Mapping[str, float]: ...
+    def written(self, mirror: str | None, image: str | None) -> tuple[Written, ...]: ...
 
 
 @dataclass
@@ -60,6 +63,11 @@ class MirrorSite:
     @property
     def target(self) -> bool:
         return self.settings.role == "target"
+
+    @property
+    def through(self) -> bool:
+        """Whether it is a pull-through mirror, which is asked for manifests only to warm it."""
+        return self.settings.through
 
 
 @dataclass
@@ -158,13 +166,15 @@ _DOWN_AFTER = 3
 """Images that met nothing else: a registry that has not answered any is then let be."""
 
 
+_MAYBE_ALL = frozenset({"mirror-server-error", "mirror-upstream"})
+"""Failures of a mirror that may be about one image, or show that it serves none."""
 _ABOUT_ONE = frozenset({"mirror-unsupported-manifest", "mirror-bad-manifest"})
 """What a mirror has under one tag is no image: nothing is wrong with the others."""
 
 
 def concerns_all(error: PrewarmError) -> bool:
     """Whether a failure is the mirror's own, and so will be the same for its every image."""
-    if error.code in _ABOUT_ONE or error.code == "mirror-incomplete":
+    if error.code in _ABOUT_ONE or error.code in {"mirror-incomplete", "mirror-upstream"}:
         return False
     refused = isinstance(error, RegistryError) and error.status == 400
     if refused and error.code == "mirror-bad-answer":
@@ -188,7 +198,9 @@ class Observer:
         reference = want.reference
         if (unwanted := self._unwanted(want)) is not None:
             return Seen(failure=unwanted)
-        looks = [self._look(site, want) for site in self.mirrors]
+        looks = self.looks(want)
+        if self.mirrors and not any(look.site.target for look in looks):
+            return Seen(failure=no_mirror(reference))
         if reference.digest is not None:
             seen = self._whole_by_digest(want, looks)
             if seen is not None and not seen.open_targets:
@@ -313,8 +325,29 @@ class Observer:
         )
 
     def looks(self, want: Want) -> list[Look]:
-        """Ask every mirror for the tag, or the digest, of the image."""
-        return [self._look(site, want) for site in self.mirrors]
+        """Ask every mirror that can hold the image for its tag, or its digest."""
+        registry = want.reference.registry
+        return [
+            self._recall(site, want) if site.through else self._look(site, want)
+            for site in self.mirrors
+            if site.settings.serves(registry)
+        ]
+
+    def _recall(self, site: MirrorSite, want: Want) -> Look:
+        """What the state says of a pull-through mirror."""
+        repository = want.reference.mirror_repository
+        holding = Holding(site.url, site.target, repository, through=True)
+        if site.failure is not None:
+            return Look(site, replace(holding, state="unknown", failure=site.failure), None)
+        present = held(self.manifests, site.url, repository, self.clock().wall)
+        holding = replace(holding, present=present)
+        written = next(iter(self.manifests.written(site.url, str(want.reference))), None)
+        if written is None:
+            return Look(site, holding, None)
+        if written.digest not in present:
+            return Look(site, replace(holding, expired=True), None)
+        manifest = self.manifests.manifest(written.digest)
+        return Look(site, replace(holding, digest=written.digest), manifest)
 
     def _look(self, site: MirrorSite, want: Want) -> Look:
         repository = want.reference.mirror_repository
@@ -343,12 +376,13 @@ class Observer:
         if error.code == "bad-digest" and not site.target:
             # Of a target the image tells it, which is then not whole there.
             site.damaged = site.damaged or error.failure
-        if error.code == "mirror-server-error":
+        if error.code in _MAYBE_ALL:
             if site.breaking is None:
                 return
             site.breaking.add(error.text)
             if len(site.breaking) < _DOWN_AFTER:
                 return
+            site.failure = error.failure
         if concerns_all(error):
             site.failure = error.failure
 
@@ -377,7 +411,7 @@ class Observer:
             if look.manifest is not None and look.manifest.digest == descriptor.digest:
                 return look.manifest
         for look in looks:
-            if look.holding.failure is None:
+            if look.holding.failure is None and not look.site.through:
                 try:
                     return self.fetch(look.site, look.holding.repository, descriptor.digest)
                 except RegistryError as error:
@@ -392,6 +426,8 @@ class Observer:
         holding, manifest = look.holding, look.manifest
         if holding.failure is not None:
             return holding
+        if look.site.through:
+            return self._hold_through(want, descriptor, holding, required)
         due = set(required)
         if manifest is not None and _serves(manifest, descriptor, want):
             due.update(required_of(manifest, manifest.descriptor))
@@ -408,6 +444,20 @@ class Observer:
             elif present >= set(required_of(manifest, manifest.descriptor)):
                 state = "fresh"
         return replace(holding, state=state, present=present)
+
+    def _hold_through(
+        self, want: Want, descriptor: Descriptor, holding: Holding, required: Iterable[str]
+    ) -> Holding:
+        """Say what state a pull-through mirror's copy is in, from the state alone."""
+        if holding.digest is None:
+            return holding
+        if holding.digest != descriptor.digest:
+            return replace(holding, state="stale")
+        (written,) = self.manifests.written(holding.mirror, str(want.reference))
+        needed = (descriptor.digest, *required)
+        whole = is_whole(self.manifests, written, needed, self.clock().wall)
+        expired = not whole and holding.present.issuperset(needed)
+        return replace(holding, state="fresh" if whole else "missing", expired=expired)
 
     def present(
         self, site: MirrorSite, repository: str, digests: Iterable[str], tagged: Manifest | None
@@ -494,6 +544,15 @@ def unlisted(reference: Reference) -> Failure:
         "unlisted-registry",
         f"registry {reference.registry} is not listed",
         f"add {reference.registry}: {{}} under registries: in images.yml",
+    )
+
+
+def no_mirror(reference: Reference) -> Failure:
+    """Return the failure of an image that none of the mirrors can hold."""
+    return Failure(
+        "no-mirror",
+        f"{reference}: pull-through mirrors have images of Docker Hub alone",
+        "add a mirror with mode: push",
     )
 
 

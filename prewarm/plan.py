@@ -7,7 +7,7 @@ run has learned gives the rest of the run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Final, Literal, assert_never
@@ -51,6 +51,11 @@ class Holding:
     """Manifests that answer, although some of their blobs are gone: they must be copied again."""
     failure: Failure | None = None
     """Why the mirror could not be asked, or written to."""
+    through: bool = False
+    """A pull-through mirror: what it lacks it pulls for itself, and `present` is what the state
+    says that it has, the index included."""
+    expired: bool = False
+    """Whether a pull-through mirror had it, and has forgotten it by its own rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +90,33 @@ class Seen:
         )
 
     @property
+    def open_caches(self) -> tuple[Holding, ...]:
+        """The pull-through mirrors among them: each makes pulls of its own."""
+        return tuple(holding for holding in self.open_targets if holding.through)
+
+    @property
     def unfetched(self) -> tuple[str, ...]:
-        """Required manifests whose bytes only upstream has."""
-        held = {digest for h in self.holdings if h.failure is None for digest in h.present}
-        return tuple(d for d in self.required if d not in held and d not in self.sizes)
+        """Required manifests that are to be pushed and whose bytes only upstream has."""
+        return tuple(digest for digest in self.absent if digest not in self.sizes)
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Required manifests that no mirror holds: their blobs come from upstream."""
-        held = {digest for h in self.holdings if h.failure is None for digest in h.present}
-        return tuple(d for d in self.required if d not in held)
+        """Required manifests that no push mirror holds, where one is to be filled.
+
+        Their blobs come from upstream. A pull-through mirror is never asked for a manifest that
+        another needs: it might have to pull it.
+        """
+        if self.open_targets and len(self.open_caches) == len(self.open_targets):
+            return ()
+        asked = [h for h in self.holdings if h.failure is None and not h.through]
+        held = {digest for holding in asked for digest in holding.present}
+        return tuple(digest for digest in self.required if digest not in held)
+
+    def uncached(self, cache: Holding) -> tuple[str, ...]:
+        """Manifests that a pull-through mirror lacks, the index first, where they are known."""
+        assert self.descriptor is not None
+        needed = dict.fromkeys((self.descriptor.digest, *self.required))
+        return tuple(digest for digest in needed if digest not in cache.present)
 
     @property
     def key(self) -> str | None:
@@ -128,19 +150,34 @@ def cost(want: Want, seen: Seen) -> Cost:
     descriptor = seen.descriptor
     assert descriptor is not None
     if seen.content is None:
+        times = max(1, len(seen.open_caches))
         if not descriptor.is_index:
-            return Cost(1, 1)
+            return Cost(times, times)
         if want.whole or want.platforms == ALL:
             return Cost(None, None)
-        return _unread(len(want.platforms))
-    fetched = len(seen.unfetched)
-    return Cost(fetched, fetched)
+        return _unread(len(want.platforms), times)
+    unfetched = set(seen.unfetched)
+    pulls = gets = 0
+    for through in seen.open_caches:
+        # What one pull-through mirror brings, no push mirror has to fetch.
+        lacking = seen.uncached(through)
+        price = cost_of(lacking, descriptor)
+        pulls, gets = pulls + price.known_pulls, gets + price.known_gets
+        unfetched.difference_update(lacking)
+    return Cost(pulls + len(unfetched), gets + len(unfetched))
+
+
+def cost_of(lacking: Collection[str], descriptor: Descriptor) -> Cost:
+    """Return the cost of an image's manifests, by digest, perhaps with its index among them."""
+    indexes = int(descriptor.is_index and descriptor.digest in lacking)
+    children = len(lacking) - indexes
+    return Cost(max(children, indexes), len(lacking))
 
 
 @cache
-def _unread(platforms: int) -> Cost:
-    """The most that an index of so many wanted platforms can cost."""
-    return Cost(max(1, platforms), 1 + platforms)
+def _unread(platforms: int, times: int) -> Cost:
+    """The most that an index of so many wanted platforms can cost, fetched so many times."""
+    return Cost(times * max(1, platforms), times * (1 + platforms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +331,7 @@ LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
 """Failures that say "not now" and nothing about the image."""
 _QUIET: Final = "the mirrors have what upstream had; quiet for long, so not asked in this run"
 _PARTS: Final = ("parts", "parts of it are missing on the mirror")
+_EXPIRED: Final = ("expired", "the pull-through mirror forgets what it has had for 7 days")
 
 
 class _Purse:
@@ -493,7 +531,9 @@ def _why(open_targets: Iterable[Holding]) -> tuple[str, str]:
     for holding in open_targets:
         if holding.state == "stale":
             return _STALE
-        if holding.digest is not None:
+        if holding.expired:
+            why = _EXPIRED
+        elif holding.digest is not None:
             why = _PARTS
     return why
 

@@ -90,7 +90,7 @@ class Purchasing:
         leave some manifests bought: those of an image larger than a window. Raises RegistryError.
         """
         price = cost(image.want, image.seen) if image.content is None else _exact(len(image.due))
-        with self._reserved(image, upstream, price, wait_for_turn, over) as bill:
+        with self.reserved(image, upstream, price, wait_for_turn, over) as bill:
             try:
                 return self._get_all(image, upstream, find, bill)
             except RegistryError as error:
@@ -100,7 +100,7 @@ class Purchasing:
                 return Defer(image.want, image.seen, price, error.code, error.text)
 
     @contextmanager
-    def _reserved(
+    def reserved(
         self,
         image: Image,
         upstream: UpstreamSite,
@@ -108,7 +108,10 @@ class Purchasing:
         wait_for_turn: Callable[[], None],
         over: Callable[[], None],
     ) -> Iterator[Bill]:
-        """Reserve the price when it is the image's turn, and settle what was really spent."""
+        """Reserve the price when it is the image's turn, and settle what was really spent.
+
+        EndedError where it is refused. Whoever sends the GETs keeps the bill.
+        """
         most = image.step.at_most if isinstance(image.step, Copy) else None
         pulls, gets = price.known_pulls, price.known_gets
         if most is not None and most < pulls:
@@ -192,17 +195,17 @@ class Purchasing:
         due = image.due
         if len(due) > self._limits.pulls_per_image:
             return too_many(image, len(due), self._limits)
-        affordable, refusal = self._afford(image, upstream, bill, len(due))
+        affordable, refusal = self.afford(image, upstream, bill, len(due))
         for digest in due[:affordable]:
-            self._renew(upstream, bill)
+            self.renew(upstream, bill)
             # Another image may share it, and have brought it meanwhile.
             known = self._ledger.manifest(digest)
             image.manifests[digest] = known or self._get(image, upstream, digest, bill)
         if affordable == len(due):
             return None
-        return self._in_parts(image, upstream, len(due), refusal)
+        return self.in_parts(image, upstream, len(due), len(image.due), refusal)
 
-    def _afford(
+    def afford(
         self, image: Image, upstream: UpstreamSite, bill: Bill, children: int
     ) -> tuple[int, Refusal | None]:
         """Fit the reservation to the children that are really due; return how many it allows.
@@ -233,7 +236,7 @@ class Purchasing:
             refusal = answer
         return 0, refusal
 
-    def _renew(self, upstream: UpstreamSite, bill: Bill) -> None:
+    def renew(self, upstream: UpstreamSite, bill: Bill) -> None:
         """Keep the reservation young: should we die, it counts until STEP_SECONDS from here."""
         now = self._clock()
         if now.since(bill.renewed) > STEP_SECONDS / 4:
@@ -261,14 +264,19 @@ class Purchasing:
         self._ledger.keep_manifest(manifest, self._clock())
         return manifest
 
-    def _in_parts(
-        self, image: Image, upstream: UpstreamSite, children: int, refusal: Refusal | None
+    def in_parts(
+        self,
+        image: Image,
+        upstream: UpstreamSite,
+        children: int,
+        left: int,
+        refusal: Refusal | None,
     ) -> Defer:
-        """The step of an image of which some manifests must wait."""
+        """Return the step of an image of which `left` of so many children must wait."""
         if refusal is not None and refusal.kind != "budget":
             return _refused(image, _exact(children), refusal, self._clock())
         window = self._windows(upstream)
-        at_hand = children - len(image.due)
+        at_hand = children - left
         reason = (
             f"{at_hand} of {children} parts copied, the others wait for the window"
             if at_hand
@@ -280,7 +288,7 @@ class Purchasing:
         )
         wait = next_free(spends, window, 1 if at_hand else children)
         until = None if wait is None else now.wall + wait
-        return Defer(image.want, image.seen, _exact(len(image.due)), "budget", reason, until)
+        return Defer(image.want, image.seen, _exact(left), "budget", reason, until)
 
 
 def _exact(children: int) -> Cost:

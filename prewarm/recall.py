@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from prewarm.budget import Window
+from prewarm.caching import standing
 from prewarm.demand import Want
 from prewarm.errors import Failure
 from prewarm.ledger import Known
 from prewarm.manifest import OCI_INDEX, Descriptor
-from prewarm.observe import BREAKING, MirrorSite, private, unlisted
+from prewarm.observe import BREAKING, MirrorSite, no_mirror, private, unlisted
 from prewarm.plan import LATER, Holding, Quota, Seen, State
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.report import HOST_CODES, UPSTREAM_CODES
@@ -37,7 +38,8 @@ class Recall:
         self._session = session
         self._observer = session.observer
         self._states: dict[str, dict[str, Known]] = {}
-        for known in session.ledger.states():
+        now = session.clock().wall
+        for known in standing(session.settings, session.ledger.states(), session.ledger, now):
             self._states.setdefault(known.image, {})[known.mirror] = known
         self._told: dict[str, dict[str, Any]] = {}
         self._budgets: dict[str, dict[str, Any]] = {}
@@ -74,7 +76,13 @@ class Recall:
         """
         if (unwanted := self._unwanted(want)) is not None:
             return Seen(failure=unwanted)
-        holdings = tuple(self._hold(site, want.reference) for site in self._session.edges.mirrors)
+        holdings = tuple(
+            self._hold(site, want.reference)
+            for site in self._session.edges.mirrors
+            if site.settings.serves(want.reference.registry)
+        )
+        if self._session.edges.mirrors and not any(holding.target for holding in holdings):
+            return Seen(failure=no_mirror(want.reference))
         if (failure := self._failure(want.reference)) is not None:
             return Seen(failure=failure, holdings=holdings)
         seen = Seen(self._descriptor(want.reference), holdings=holdings)
@@ -82,7 +90,7 @@ class Recall:
             return seen
         assert seen.descriptor is not None
         judged = self._observer.judge(want, seen.descriptor, ())
-        whole = frozenset(judged.required)
+        whole = frozenset((seen.descriptor.digest, *judged.required))
         return replace(
             judged,
             holdings=tuple(
@@ -123,7 +131,8 @@ class Recall:
         return private(reference) if public is False else None
 
     def _hold(self, site: MirrorSite, reference: Reference) -> Holding:
-        holding = Holding(site.url, site.target, reference.mirror_repository)
+        repository = reference.mirror_repository
+        holding = Holding(site.url, site.target, repository, through=site.through)
         if site.failure is not None:
             return replace(holding, state="unknown", failure=site.failure)
         known = self.states(reference).get(site.url)

@@ -134,6 +134,9 @@ def _mirror(request: Request, status: int, body: bytes) -> Refusal | None:
     if status == 507 or (status >= 500 and _NO_SPACE.search(body)):
         cure = "free or add disk on it; broken uploads lie in the _uploads folders of its storage"
         return Refusal("full", "has no space left", cure)
+    if request == "manifest" and status >= 500 and _QUOTA.search(body):
+        # A pull-through cache hides the 429 that it met (measured on 2.8.2).
+        return _too_many(request, body)
     if status >= 500 and _READ_ONLY.search(body):
         return Refusal(
             "read-only", "its file system is read-only", "remount it; the disk may be failing"

@@ -192,7 +192,8 @@ class Registry:
     """One registry, upstream or mirror, for many threads.
 
     All methods raise RegistryError; its `answered` tells whether a pull may have been counted.
-    `name` is what people know it by: `docker.io`, or a mirror's URL.
+    `name` is what people know it by: `docker.io`, or a mirror's URL. `costly`: a manifest GET may
+    cost a pull there, so that it is sent once; as it is with an upstream unless said otherwise.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class Registry:
         role: Role = "upstream",
         ca: Path | None = None,
         realm: str | None = None,
+        costly: bool | None = None,
         credentials: Credentials = anonymous,
         login_cure: Callable[[str], str] = login_cure,
         connections: int = 16,
@@ -222,6 +224,7 @@ class Registry:
         self._origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         self._realm = realm.lower() if realm else None
+        self._costly = role == "upstream" if costly is None else costly
         self._credentials = credentials
         self._login_cure = login_cure
         self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
@@ -291,7 +294,7 @@ class Registry:
             self._manifest_path(access),
             accept=True,
             limit=MANIFEST_LIMIT,
-            tries=1 if self.role == "upstream" else _TRIES,
+            tries=1 if self._costly else _TRIES,
         )
         self._expect(answer, access, 200)
         declared = answer.headers.get("docker-content-digest", "")

@@ -25,7 +25,13 @@ _OVER_LIMIT: Final = frozenset({"pulls-per-image", "image-size"})
 HOST_CODES: Final = frozenset({"skopeo-missing", "skopeo-old", "policy-missing"})
 """Failures that are this host's: no image can be copied."""
 _ONE_IMAGE: Final = frozenset(
-    {"mirror-unsupported-manifest", "mirror-bad-manifest", "mirror-incomplete", "mirror-bad-answer"}
+    {
+        "mirror-unsupported-manifest",
+        "mirror-bad-manifest",
+        "mirror-incomplete",
+        "mirror-bad-answer",
+        "mirror-upstream",
+    }
 )
 """Failures of a mirror that may be about one image, and another about the next."""
 

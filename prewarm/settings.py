@@ -32,6 +32,19 @@ class Mirror:
     max_size: int | None = None
     keep: int = 30 * 86400
 
+    @property
+    def through(self) -> bool:
+        """Whether it is a pull-through cache: it fetches for itself, nothing is pushed to it."""
+        return self.mode == "pull-through"
+
+    def serves(self, registry: str) -> bool:
+        """Whether it can hold images of a registry: a pull-through cache has Docker Hub's alone.
+
+        registry:2 caches one upstream (`proxy.remoteurl`), and clients ask a mirror's root for
+        Docker Hub's images.
+        """
+        return not self.through or registry == DOCKER_HUB
+
 
 @dataclass(frozen=True, slots=True)
 class Allowance:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prewarm.budget import Limit, Moment, Window
+from prewarm.caching import standing
 from prewarm.coverage import (
     ALL_MIRRORS,
     answering,
@@ -45,7 +46,7 @@ def status_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> S
     runs = ledger.runs(10)
     finished = [run for run in runs if run.report is not None]
     last = json.loads(finished[0].report or "{}") if finished else {}
-    known = ledger.states()
+    known = standing(settings, ledger.states(), ledger, now.wall)
     uses = uses_of(settings, used_of_late(settings, ledger, now.wall))
     failing = {problem["where"] for problem in last.get("problems", [])}
     covered = coverages(settings, known, uses, failing, now.wall)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prewarm.budget import Moment, Window, window_for, window_problem
+from prewarm.caching import LIFETIME
 from prewarm.clock import Clock
 from prewarm.copying import Carrier, Outcome, Progress, Tools
 from prewarm.coverage import coverages, used_of_late, uses_of
@@ -163,19 +164,12 @@ def platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iter
 
 
 def probe(mirrors: Iterable[MirrorSite]) -> None:
-    """Begin and cancel an upload at each push mirror, before it is asked for any manifest.
+    """Begin and cancel an upload at each mirror, before it is asked for any manifest.
 
     A proxy that is declared as a push mirror would spend pulls on a HEAD; a mirror that takes no
     writes is known before a pull is spent for it.
     """
     targets = [site for site in mirrors if site.target]
-    for site in mirrors:
-        if site.settings.mode != "push":
-            site.failure = Failure(
-                "mirror-mode",
-                f"{site.url}: mode: pull-through is not supported by this version",
-                "take the mirror out, or use a registry without proxy: as a push mirror",
-            )
     if not targets:
         return
 
@@ -185,10 +179,37 @@ def probe(mirrors: Iterable[MirrorSite]) -> None:
         try:
             site.registry.probe_upload(PROBE_REPOSITORY)
         except RegistryError as error:
-            site.failure = error.failure
+            if not is_cache(error):
+                site.failure = error.failure
+            elif not site.through:
+                site.failure = wrong_mode(site)
+        else:
+            if site.through:
+                site.failure = wrong_mode(site)
 
     with ThreadPoolExecutor(len(targets), "probe") as pool:
         list(pool.map(begin, targets))
+
+
+def is_cache(error: RegistryError) -> bool:
+    """Whether an upload was refused as registry:2 does with `proxy:` (measured on 2.8.2)."""
+    return error.code == "mirror-proxy" and error.status == 405
+
+
+def wrong_mode(site: MirrorSite) -> Failure:
+    """Return the failure of a mirror that is not what its `mode:` says."""
+    if site.through:
+        return Failure(
+            "mirror-mode",
+            f"{site.url} takes uploads, so it is no proxy, though mode: pull-through is written",
+            "write mode: push, or give it proxy:",
+        )
+    return Failure(
+        "mirror-mode",
+        f"{site.url} is a pull-through proxy and takes no push, though mode: pull-through is not "
+        "written",
+        "write mode: pull-through, or take proxy: out of its configuration",
+    )
 
 
 def list_tags(
@@ -516,6 +537,12 @@ def _tidy(session: Session, report: Report, now: Moment) -> None:
         used.update(holding.digest for holding in outcome.holdings if holding.digest)
     ledger.use_manifests(used, now)
     ledger.forget_manifests(now.wall - _KEPT)
+    ledger.forget_cached(now.wall - 2 * LIFETIME)
+    for site in session.edges.mirrors:
+        for one in ledger.written(site.url) if site.through else ():
+            # The mirror has forgotten it, and no sync wants it: it is nowhere.
+            if max(one.wall, one.wanted) < now.wall - 2 * LIFETIME:
+                ledger.forget_written(site.url, one.image)
     windows = [quota.window.seconds for quota in session.quotas().values()]
     ledger.tidy(max(_KEPT, *(2 * seconds for seconds in windows)), now)
 

@@ -57,10 +57,12 @@ class Verification:
 
     checked: int
     unchecked: int
-    """Tags on mirrors that could not be asked."""
+    """Tags on mirrors that could not be asked, and those on pull-through mirrors."""
     broken: tuple[Broken, ...]
     problems: tuple[Problem, ...]
     repair: Report | None = None
+    through: int = 0
+    """How many of the unchecked are on pull-through mirrors, which are not asked."""
 
     @property
     def exit_code(self) -> int:
@@ -106,13 +108,16 @@ def verify(session: Session) -> Verification:
     )
     asked = [one for one in found if one != "unasked"]
     broken = tuple(one for one in asked if isinstance(one, Broken))
-    return Verification(len(asked), len(found) - len(asked), broken, problems)
+    through = sum(sites[one.mirror].through for one in written)
+    unchecked = len(found) - len(asked)
+    return Verification(len(asked), unchecked, broken, problems, through=through)
 
 
 def _check(session: Session, site: MirrorSite, written: Written) -> Broken | _Checked:
     """Check one tag; `unasked` where its mirror cannot be asked at all."""
     observer = session.observer
-    if _down(site):
+    if _down(site) or site.through:
+        # Asked for what it has lost a pull-through mirror would pull it, which nobody reserved.
         return "unasked"
     selector = written.tag or written.digest
     try:

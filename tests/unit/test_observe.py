@@ -11,7 +11,7 @@ import pytest
 from prewarm.budget import Limit, Moment
 from prewarm.demand import Want
 from prewarm.errors import PrewarmError, RegistryError
-from prewarm.ledger import SeenTag
+from prewarm.ledger import SeenTag, Written
 from prewarm.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -86,6 +86,12 @@ class Memory:
 
     def tag(self, registry: str, repository: str, tag: str) -> SeenTag | None:
         return None
+
+    def cached(self, mirror: str, repository: str) -> dict[str, float]:
+        return {}
+
+    def written(self, mirror: str | None, image: str | None) -> tuple[Written, ...]:
+        return ()
 
 
 def want(text: str = "golang:1", platforms: Wanted = (AMD,)) -> Want:
