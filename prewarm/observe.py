@@ -449,14 +449,15 @@ class Observer:
         self, want: Want, descriptor: Descriptor, holding: Holding, required: Iterable[str]
     ) -> Holding:
         """Say what state a pull-through mirror's copy is in, from the state alone."""
+        needed = {descriptor.digest, *required}
+        holding = replace(holding, present=holding.present & needed)
         if holding.digest is None:
             return holding
         if holding.digest != descriptor.digest:
             return replace(holding, state="stale")
         (written,) = self.manifests.written(holding.mirror, str(want.reference))
-        needed = (descriptor.digest, *required)
         whole = is_whole(self.manifests, written, needed, self.clock().wall)
-        expired = not whole and holding.present.issuperset(needed)
+        expired = not whole and holding.present == needed
         return replace(holding, state="fresh" if whole else "missing", expired=expired)
 
     def present(

@@ -234,8 +234,11 @@ def mirror_json(outcome: Outcome, holding: Holding) -> dict[str, Any]:
     reference = outcome.step.want.reference
     selector = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
     size = None
-    if holding.state == "fresh" and set(outcome.sizes) >= holding.present:
-        size = sum(outcome.sizes[digest] for digest in holding.present)
+    descriptor = outcome.step.seen.descriptor
+    index = {descriptor.digest} if descriptor is not None and descriptor.is_index else set()
+    singles = holding.present - index
+    if holding.state == "fresh" and set(outcome.sizes) >= singles:
+        size = sum(outcome.sizes[digest] for digest in singles)
     return {
         "name": holding.repository + selector,
         "digest": holding.digest,

@@ -558,7 +558,7 @@ MIRROR: Final = Keys(
         Key(
             "mode",
             _choice("push", "pull-through"),
-            "push: a plain registry:2; pull-through: one with proxy:",
+            "push: a plain registry:2; pull-through: one with proxy: (Docker Hub's images alone)",
             "push",
             "push",
         ),

@@ -444,21 +444,7 @@ def test_sync_mirror_that_is_a_proxy_fails_and_it_asks_upstream_for_nothing(
     host: Host, box: Sandbox
 ) -> None:
     proxy = box.registry("proxy", proxy=box.hub.url)
-    assert_mirror_refused(host, proxy, "mirror-proxy")
-    agents = {entry.user_agent.partition("/")[0] for entry in box.hub.access.of("manifest")}
-    assert agents == {"prewarm"}
-
-
-def test_sync_mirror_in_pull_through_mode_is_refused_and_asks_upstream_for_nothing(
-    host: Host, box: Sandbox
-) -> None:
-    proxy = box.registry("proxy", proxy=box.hub.url)
-    many(box, 2)
-    mirrors = [{"url": proxy.url, "mode": "pull-through"}, box.taps[0].url]
-    host.configure(["app0:1", "app1:1"], mirrors=mirrors)
-    done = sync(host)
-    assert problem(done)[:2] == ("mirror-mode", proxy.url)
-    assert done.summary["copied"] == 2
+    assert_mirror_refused(host, proxy, "mirror-mode")
     agents = {entry.user_agent.partition("/")[0] for entry in box.hub.access.of("manifest")}
     assert agents == {"prewarm"}
 

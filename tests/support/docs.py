@@ -38,7 +38,7 @@ with it, each with its line and its cure. It is read from `--config`, else `$PRE
 - Short names are docker.io's: `golang` is `docker.io/library/golang:latest`.
 - Secrets are never in this file; a URL with a password is refused.
 - Keys marked *later* are checked already, but nothing acts on them in this version. A sync refuses
-  `mode: pull-through` and a `postgresql://` state.
+  a `postgresql://` state.
 """
 _COMMANDS: Final = """\
 # Commands

@@ -76,7 +76,7 @@ mirrors:
   - url: https://Mirror.example.org/
     client_url: https://mirror.example.net
     mode: pull-through
-    role: source
+    role: target
     ca: /etc/ssl/mirror-ca.pem
     storage: ~/registry
     min_free: 10GiB
@@ -128,7 +128,7 @@ def test_load_of_every_key_returns_every_setting(tmp_path: Path) -> None:
                 "https://mirror.example.org",
                 "https://mirror.example.net",
                 "pull-through",
-                "source",
+                "target",
                 Path("/etc/ssl/mirror-ca.pem"),
                 Path("/home/me/registry"),
                 10 * 2**30,
@@ -322,6 +322,11 @@ PROBLEMS = {
     "empty mirrors": (
         "version: 1\nmirrors: []\n",
         "2: mirrors: is an empty list; write at least one entry, or no list",
+    ),
+    "a source that pulls": (
+        "version: 1\nmirrors:\n- http://a\n- {url: http://b, mode: pull-through, role: source}\n",
+        "4: mirrors[1].role: is source, but to read a pull-through mirror may cost a pull; "
+        "take the mirror out, or write role: target",
     ),
     "only sources": (
         "version: 1\nmirrors: [{url: http://a, role: source}]\n",
