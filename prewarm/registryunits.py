@@ -176,13 +176,16 @@ def _through(settings: Settings, through: ClientMirror | None, purge: int) -> It
         "anonymous. Whoever reads this registry then reads what that account may.",
         "Never let it share its storage with a push mirror: when an entry expires, after 7 days, "
         "it deletes blobs that pushed images need.",
+        "delete lets it forget what is older than those 7 days: without that it keeps all, and its "
+        "disk fills. Clients can delete nothing here.",
         _NO_CACHE,
         *_about_tls(mirror),
     )
     text = (
         "version: 0.1\nlog: {level: warn}\nproxy:\n"
         f"  remoteurl: {quoted(remote or DOCKER_HUB_ENDPOINT)}\nstorage:\n"
-        f"  filesystem: {{rootdirectory: {quoted(storage)}}}\n  maintenance:\n"
+        f"  filesystem: {{rootdirectory: {quoted(storage)}}}\n  delete: {{enabled: true}}\n"
+        "  maintenance:\n"
         f"    uploadpurging: {{enabled: true, age: {purge}h, interval: 1h, dryrun: false}}\n"
         f"http:\n  addr: {quoted(address)}\n  relativeurls: true\n" + _TLS * _has_tls(mirror)
     )

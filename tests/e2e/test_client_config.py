@@ -20,6 +20,7 @@ import yaml
 
 from prewarm import clock
 from prewarm.ledger import Ledger
+from tests.e2e.host import wait_until
 from tests.sandbox import Registry
 from tests.sandbox.authority import Authority
 from tests.sandbox.client import Answer, Pool
@@ -338,7 +339,15 @@ def test_registry_pull_through_configuration_caches_its_upstream(tmp_path: Path)
             found = manifest(proxy, "library/golang", "1.22")
             assert (found.status, found.headers["docker-content-digest"]) == (200, digest)
             assert proxy.request("POST", "/v2/library/golang/blobs/uploads/").status == 405
-    assert (tmp_path / "cache/docker/registry/v2/repositories/library/golang").is_dir()
+        kept = tmp_path / "cache/docker/registry/v2/repositories/library/golang/_manifests"
+        link = kept / f"revisions/sha256/{digest.removeprefix('sha256:')}/link"
+        assert link.is_file()
+        # A week later: registry:2 keeps when each entry expires in a file of its own.
+        key = f"library/golang@{digest}"
+        expired = {"Key": key, "ExpiryData": "2020-01-01T00:00:00Z", "EntryType": 1}
+        (tmp_path / "cache/scheduler-state.json").write_text(json.dumps({key: expired}))
+        with served(out / "prewarm-proxy.yml", proxy):
+            wait_until(lambda: not link.exists(), "end of what expired")
 
 
 def test_registry_units_are_valid_to_systemd(tmp_path: Path) -> None:

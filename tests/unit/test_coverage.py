@@ -57,6 +57,19 @@ def test_coverage_of_two_mirrors_needs_the_image_on_both() -> None:
     assert coverage(states, {A: 5, B: 2}) == (2, 7)
 
 
+def test_coverages_of_a_pull_through_mirror_are_of_docker_hub_alone() -> None:
+    through = Mirror(FAR, FAR, "pull-through")
+    settings = replace(SETTINGS, mirrors=(Mirror(NEAR, NEAR), through))
+    other = "quay.io/team/tool:1"
+    states = (known(A, NEAR, "fresh"), known(A, FAR, "fresh"), known(other, NEAR, "fresh"))
+    found = coverages(settings, states, {A: 5, other: 2}, (), NOW)
+    assert {mirror: (one.served, one.total) for mirror, one in found.items()} == {
+        "": (7, 7),
+        NEAR: (7, 7),
+        FAR: (5, 5),
+    }
+
+
 def test_coverage_without_uses_weighs_every_tracked_image_alike() -> None:
     states = (known(A, NEAR, "fresh"), known(B, NEAR, "missing"), known(C, NEAR, "stale"))
     assert coverage(states, {}) == (2, 3)

@@ -8,6 +8,11 @@ import pytest
 
 from prewarm.refusals import Request, Role, error_code, login_cure, refusal, role_code
 
+HIDDEN_429 = (
+    b'{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"errors":[{"code":'
+    b'"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}}]}'
+)
+"""What registry:2 with `proxy:` makes of the Hub's 429 (measured on 2.8.2)."""
 UNSUPPORTED = b'{"errors":[{"code":"UNSUPPORTED","message":"s3cr3t"}]}'
 NO_SPACE = b'{"errors":[{"code":"UNKNOWN","detail":"write /x: no space left on device"}]}'
 
@@ -28,6 +33,9 @@ NO_SPACE = b'{"errors":[{"code":"UNKNOWN","detail":"write /x: no space left on d
         ("upstream", "manifest", 500, NO_SPACE, "server-error"),
         ("mirror", "upload", 500, b'{"detail":{"Err":30}}', "mirror-read-only"),
         ("mirror", "upload", 405, UNSUPPORTED, "mirror-proxy"),
+        ("mirror", "manifest", 500, HIDDEN_429, "mirror-upstream-quota"),
+        ("mirror", "blob", 500, HIDDEN_429, "mirror-server-error"),
+        ("upstream", "manifest", 500, HIDDEN_429, "server-error"),
         ("mirror", "delete", 405, UNSUPPORTED, "mirror-delete-disabled"),
         ("mirror", "upload", 405, b"Method not allowed", "mirror-read-only"),
         ("upstream", "tags", 405, UNSUPPORTED, "bad-answer"),
