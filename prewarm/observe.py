@@ -451,10 +451,9 @@ class Observer:
         """Say what state a pull-through mirror's copy is in, from the state alone."""
         needed = {descriptor.digest, *required}
         holding = replace(holding, present=holding.present & needed)
-        if holding.digest is None:
-            return holding
         if holding.digest != descriptor.digest:
-            return replace(holding, state="stale")
+            # One that moved is missing, too: asked for it the mirror pulls what it is now.
+            return holding
         (written,) = self.manifests.written(holding.mirror, str(want.reference))
         whole = is_whole(self.manifests, written, needed, self.clock().wall)
         expired = not whole and holding.present == needed

@@ -492,7 +492,7 @@ def _decide(
         if all(holding.failure for holding in seen.targets):
             return Fail(want, seen, _first_failure(seen.targets))
         return Fresh(want, seen) if seen.checked is None else Fresh(want, seen, reason=_QUIET)
-    code, reason = _why(open_targets)
+    code, reason = _why(open_targets, seen.key)
     # A sibling of one that waits, or comes in parts, may need less and go alone.
     if same.bring(want, seen):
         assert same.by is not None
@@ -526,10 +526,11 @@ def _first_failure(holdings: Iterable[Holding]) -> Failure:
     return Failure("no-mirror", "no mirror is to be filled", "add one under mirrors:")
 
 
-def _why(open_targets: Iterable[Holding]) -> tuple[str, str]:
+def _why(open_targets: Iterable[Holding], digest: str | None) -> tuple[str, str]:
     why = _MISSING
     for holding in open_targets:
-        if holding.state == "stale":
+        moved = holding.through and holding.digest not in {None, digest}
+        if holding.state == "stale" or moved:
             return _STALE
         if holding.expired:
             why = _EXPIRED

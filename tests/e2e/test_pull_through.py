@@ -187,6 +187,9 @@ def test_sync_image_that_moved_is_warmed_again(host: Host, cache: Cache) -> None
     configure(host, cache, ["app:1"])
     sync(host, cache)
     moved = host.box.push("library/app", "1", revision=2)
+    planned = sync(host, cache, "--dry-run")
+    (mirror,) = planned.image("app:1")["mirrors"].values()
+    assert mirror["state"] == "missing"
     done = sync(host, cache)
     assert done.image("app:1")["code"] == "stale"
     assert done.summary["gets"] == 2

@@ -185,6 +185,11 @@ def test_plan_of_pull_through_mirrors_stays_in_the_window(
 
 def test_plan_tells_what_expired_from_what_never_was_there() -> None:
     quotas = {"docker.io": Quota("acme", Window(10), "")}
-    for holding, code in ((cache(), "missing"), (replace(cache(), expired=True), "expired")):
+    for holding, code in (
+        (cache(), "missing"),
+        (replace(cache(), expired=True), "expired"),
+        (replace(cache(), digest=ONE), "stale"),
+        (replace(cache(INDEX.digest), digest=INDEX.digest), "parts"),
+    ):
         (step,) = plan([(WANT, seen_index(holding))], quotas, Limits(), (), NOW).steps
         assert step.code == code
