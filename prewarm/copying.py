@@ -234,7 +234,7 @@ class Carrier:
         if not image.open_targets:
             return _verdict(image)
         assert image.content is not None
-        self._fill(image, image.content, whole=ended is None)
+        self._fill(image, image.content, whole=not image.due)
         return ended or _verdict(image)
 
     def _held_up(self, image: Image) -> Step | None:
@@ -277,6 +277,9 @@ class Carrier:
                     lambda: self._turns.wait(turn),
                     lambda: self._turns.over(turn),
                 )
+            except EndedError as early:
+                # What came to another mirror until now is not lost.
+                return early.step
             except RegistryError as error:
                 if not error.code.startswith("mirror-"):
                     raise
@@ -352,7 +355,7 @@ class Carrier:
                 if site.failure is not None:
                     raise PrewarmError(site.failure.code, site.failure.text, site.failure.cure)
                 if site.through:
-                    self._read_through(image, site, whole=whole)
+                    self._read_through(image, site)
                     continue
                 self._fill_mirror(image, site)
                 if whole:
@@ -362,13 +365,13 @@ class Carrier:
                     site.failure = error.failure
                 image.note_failure(site.url, error.failure)
 
-    def _read_through(self, image: Image, site: MirrorSite, *, whole: bool) -> None:
+    def _read_through(self, image: Image, site: MirrorSite) -> None:
         needed = image.size
         if (failure := too_little_space(site.settings, needed)) is not None:
             raise PrewarmError(failure.code, failure.text, failure.cure)
         self.progress.expect(needed)
         try:
-            self._warming.fill(image, site, whole=whole)
+            self._warming.fill(image, site)
         except RegistryError as error:
             self.observer.note_failure(site, error)
             image.note_failure(site.url, error.failure)

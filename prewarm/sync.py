@@ -441,9 +441,12 @@ def _together(first: Outcome | None, last: Outcome) -> Outcome:
     if isinstance(step, Defer) and isinstance(first.step, Defer) and first.gets:
         # What was bought and what waits is told by the step that bought.
         step = replace(first.step, until=step.until or first.step.until)
+    idle = isinstance(last.step, Defer) and not last.gets and not last.moved
     return replace(
         last,
         step=step,
+        # The plan tells what it does not try again as it was seen before the first try.
+        holdings=first.holdings if idle else last.holdings,
         content=last.content or first.content,
         pulls=(last.pulls or 0) + (first.pulls or 0),
         gets=(last.gets or 0) + (first.gets or 0),

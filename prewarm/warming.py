@@ -177,14 +177,7 @@ class Warming:
         if head.limit is not None and head.limit.remaining <= 0:
             text = f"{name} has no pulls left for {site.url}"
             return RegistryError("upstream-quota", text, wait)
-        return self._unlike(site, f"does not get {reference.familiar} from {name}, which has it")
-
-    def _unlike(self, site: MirrorSite, text: str) -> RegistryError:
-        return RegistryError(
-            "mirror-upstream",
-            f"{site.url}: {text}",
-            "look at its log: its proxy: must name Docker Hub, with the login that prewarm uses",
-        )
+        return _unlike(site, f"does not get {reference.familiar} from {name}, which has it")
 
     def _follow(
         self,
@@ -208,7 +201,7 @@ class Warming:
         head = upstream.head(reference.repository, reference.selector, self.observer.clock)
         if head.descriptor.digest != manifest.digest:
             name = upstream.settings.name
-            raise self._unlike(
+            raise _unlike(
                 site, f"serves {manifest.digest} as {reference.familiar}, which {name} does not"
             )
         descriptor = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
@@ -225,14 +218,15 @@ class Warming:
 
     # Blobs
 
-    def fill(self, image: Image, site: MirrorSite, *, whole: bool) -> None:
-        """Read the blobs of the manifests at hand through the mirror, and throw them away.
+    def fill(self, image: Image, site: MirrorSite) -> None:
+        """Read the blobs of the manifests that the mirror has, and throw them away.
 
-        Where that is the `whole` image it is noted as warm. Raises RegistryError.
+        Where that is the whole image it is noted as warm. Raises RegistryError.
         """
         repository = image.want.reference.mirror_repository
+        there = self._there(image, site)
         for digest in image.required:
-            manifest = image.manifests.get(digest)
+            manifest = image.manifests.get(digest) if digest in there else None
             for blob in manifest.blobs if manifest is not None else ():
                 key = (site.url, repository, blob.digest)
                 with self._lock:
@@ -241,7 +235,7 @@ class Warming:
                     image.moved += self._stream(image, site, repository, blob)
                     with self._lock:
                         self._streamed.add(key)
-        if not whole:
+        if image.digest not in there or not there.issuperset(image.required):
             return
         reference, now = image.want.reference, self.observer.clock()
         self.ledger.note_written(
@@ -290,3 +284,11 @@ class Warming:
                 "look at its disk; run again",
             )
         return size
+
+
+def _unlike(site: MirrorSite, text: str) -> RegistryError:
+    return RegistryError(
+        "mirror-upstream",
+        f"{site.url}: {text}",
+        "look at its log: its proxy: must name Docker Hub, with the login that prewarm uses",
+    )

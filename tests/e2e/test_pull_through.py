@@ -578,6 +578,27 @@ def test_sync_two_pull_through_mirrors_are_charged_each(
         assert_charged(host, done)
 
 
+def test_sync_budget_for_one_of_two_pull_through_mirrors_fills_that_and_the_push_one(
+    host: Host, box: Sandbox, cache: Cache
+) -> None:
+    box.push("library/app", "1", platforms=THREE)
+    with Cache(box, "second") as second:
+        mirrors = [cache.mirror, second.mirror, box.taps[0].url]
+        configure(host, cache, ["app:1"], pulls=1, mirrors=mirrors)
+        first = sync(host, cache)
+        assert first.image("app:1")["action"] == "defer"
+        states = {url: told["state"] for url, told in first.image("app:1")["mirrors"].items()}
+        assert states == {cache.url: "fresh", second.url: "missing", box.taps[0].url: "fresh"}
+        assert second.tap.access.of("manifest") == []
+        assert_charged(host, first)
+        assert host.charged() == 1
+        host.let_time_pass(6 * 3600 + 1)
+        rest = sync(host, cache)
+        assert rest.named("copy") == ["app:1"]
+        assert (rest.summary["pulls"], rest.summary["gets"]) == (1, 2)
+        assert cache.tap.access.of("manifest") == []
+
+
 def test_sync_pull_through_mirror_down_does_not_starve_the_push_one(
     host: Host, box: Sandbox, cache: Cache
 ) -> None:
