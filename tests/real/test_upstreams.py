@@ -18,8 +18,8 @@ import pytest
 from prewarm.budget import Moment
 from prewarm.demand import Want
 from prewarm.errors import RegistryError
+from prewarm.ledger import Ledger
 from prewarm.login import Login
-from prewarm.manifest import Manifest
 from prewarm.observe import Observer, UpstreamSite
 from prewarm.platforms import ALL
 from prewarm.reference import parse
@@ -307,16 +307,6 @@ def test_sync_from_a_registry_copies_public_and_private_images(row: Row, tmp_pat
 # --- what CI names ---
 
 
-class Forgetful:
-    """A memory that holds nothing."""
-
-    def manifest(self, digest: str) -> None: ...
-    def keep_manifest(self, manifest: Manifest, now: Moment) -> None: ...
-    def is_public(self, registry: str, repository: str, since: float) -> None: ...
-    def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None: ...
-    def tag(self, registry: str, repository: str, tag: str) -> None: ...
-
-
 HIDING = replace(ROWS["quay"].flavour, denial=404)
 
 
@@ -325,10 +315,15 @@ HIDING = replace(ROWS["quay"].flavour, denial=404)
 )
 def test_image_that_only_a_login_shows_is_private_to_ci(row: Row) -> None:
     login = Login(row.user, row.secret)
-    with staged(row) as stage, stage.client() as public, stage.client(login) as own:
+    with (
+        staged(row) as stage,
+        stage.client() as public,
+        stage.client(login) as own,
+        Ledger.memory() as ledger,
+    ):
         settings = Upstream(row.registry, f"https://{row.flavour.host}")
         site = UpstreamSite(settings, own, row.user, public)
-        observer = Observer({row.registry: site}, (), Forgetful(), lambda: Moment(0, "b", 0))
+        observer = Observer({row.registry: site}, (), ledger, lambda: Moment(0, "b", 0))
         found = []
         for named in (f"{row.private}:1", f"{row.public}:1", f"{row.public}:9"):
             reference = parse(f"{row.registry}/{named}")
