@@ -403,7 +403,8 @@ def test_serve_for_days_runs_once_for_each_time_that_the_clock_passes(
             covered = wall + 1e-3
     if expected and expected[-1] == world.seen[-1]:
         expected.pop()  # the end came first
-    assert world.walls == expected
+    # A look within a millisecond of a time may be taken for it, or the next one is.
+    assert world.walls == pytest.approx(expected, rel=0, abs=0.01)
 
 
 @few
