@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -54,6 +55,8 @@ class _Demand:
     """When CI last used each image, in epoch seconds, as far back as any mirror keeps one."""
     needed: frozenset[Key]
     """Manifests that syncs go on with."""
+    named: frozenset[Key]
+    """Those of them that are wanted by their digest, and so may lie on a mirror without a tag."""
     problems: tuple[Problem, ...]
 
     def why(self, image: str) -> str | None:
@@ -132,6 +135,7 @@ def _demand(session: Session) -> _Demand:
         frozenset(unlisted),
         _last_used(session),
         frozenset(_needed(wanted, session.ledger)),
+        frozenset(_named(wanted)),
         tuple(problems),
     )
 
@@ -183,6 +187,13 @@ def _needed(demand: Iterable[Want], ledger: Ledger) -> Iterator[Key]:
             yield repository, one
 
 
+def _named(demand: Iterable[Want]) -> Iterator[Key]:
+    for want in demand:
+        if (digest := want.reference.digest) is not None:
+            with suppress(InvalidReference):
+                yield want.reference.mirror_repository, digest
+
+
 def _images(ledger: Ledger, url: str, demand: _Demand) -> tuple[Image, ...]:
     """Return what prewarm wrote to the mirror, with when it was last wanted, and by whom."""
     used = demand.used
@@ -216,7 +227,7 @@ def _prune_mirror(
         return Pruned(site.url, None), []
     settings, ledger = site.settings, session.ledger
     images = _images(ledger, site.url, demand)
-    stock = _read(session, site, images)
+    stock = _read(session, site, images, demand.named)
     if stock is None:
         return Pruned(site.url, None), []
     found = decide(
@@ -261,9 +272,12 @@ def _refusal(found: Prune, unknown: tuple[Failure, bool] | None, *, force: bool)
 # Reading
 
 
-def _read(session: Session, site: MirrorSite, images: Iterable[Image]) -> Stock | None:
+def _read(
+    session: Session, site: MirrorSite, images: Iterable[Image], named: Iterable[Key]
+) -> Stock | None:
     """Read the repositories that prewarm pushed to: every tag, and what its manifest stands on.
 
+    So are the `named` manifests there, which need no tag and which a lost state does not know.
     None where the mirror cannot be asked.
     """
     observer, url = session.observer, site.url
@@ -302,11 +316,12 @@ def _read(session: Session, site: MirrorSite, images: Iterable[Image]) -> Stock 
     stored = {d: one for found in _each(below, sorted(tagged)) for d, one in found.items()}
     # What is below a tag need not be asked for.
     held = {(name, d) for name, top in tagged for d in _closure(top, stored)}
-    bare = sorted(key for key in known if key not in held)
+    asked = {*known, *(key for key in named if key[0] in names)}
+    bare = sorted(key for key in asked if key not in held)
     there = {key for key, digest in zip(bare, _each(digest_of, bare), strict=True) if digest}
     for found in _each(below, sorted(there)):
         stored |= found
-    lost = [key for key in bare if key not in there and key[0] not in unread]
+    lost = [key for key in bare if key in known and key not in there and key[0] not in unread]
     if site.failure is not None:
         return None
     for repository, digest in lost:

@@ -204,6 +204,28 @@ def test_prune_leaves_the_parts_of_an_image_that_comes_over_windows(
     assert set(deletions(box)) == parts
 
 
+def test_prune_after_a_lost_state_leaves_what_a_pinned_digest_stands_on(
+    host: Host, box: Sandbox
+) -> None:
+    base = Layer("base", 50_000)
+    old = box.push("library/app", "1", platforms=[AMD], layers=[base])
+    pinned = box.push("library/app", "2", platforms=[AMD, ARM], layers=[base])
+    assert old.child(AMD).digest == pinned.child(AMD).digest
+    pin = {"image": f"app@{pinned.digest}", "platforms": "all"}
+    host.configure([pin])
+    host.sync()
+    host.forget_state()
+    # No tag and no row tells of the pinned index, whose child a known tag shares.
+    host.configure([{"image": "app:1", "platforms": "all"}])
+    host.sync()
+    host.configure([pin], mirrors=mirrors(box, max_size="1KB"))
+    prune(host, "--force", code=1)
+    assert deletions(box) == [old.digest]
+    collect_garbage(box.mirrors[0])
+    assert host.pulled("library/app", f"@{pinned.digest}", AMD) == pinned.child(AMD).digest
+    assert host.pulled("library/app", f"@{pinned.digest}", ARM) == pinned.child(ARM).digest
+
+
 def test_prune_looks_whether_what_stays_is_whole(host: Host, box: Sandbox) -> None:
     for tag in ("1", "2"):
         box.push("library/app", tag, platforms=[AMD], name=tag)
