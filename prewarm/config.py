@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -773,6 +774,10 @@ def _included(
             problems.append(
                 Problem("error", "config", where, text, "write the file, or take it out")
             )
+        if not files and (cause := _unreadable_folder(pattern.value, main)) is not None:
+            text = f"{pattern.path}: the folder of {schema.shown(pattern.value)}: {cause}"
+            cure = "let the user who runs prewarm read it, or take the line out"
+            problems.append(Problem("error", "config", where, text, cure))
         for file in files:
             if _identity(file) in done:
                 continue
@@ -814,6 +819,25 @@ def _matching(pattern: str, main: _Reader) -> list[Path]:
     else:
         full = f"{glob.escape(str(main.folder))}/{pattern}"
     return [Path(name) for name in sorted(glob.glob(full, recursive=True))]  # noqa: PTH207 - absolute patterns
+
+
+def _unreadable_folder(pattern: str, main: _Reader) -> str | None:
+    """Return why the folder that a pattern looks in cannot be read; None where it is not there.
+
+    glob finds no files then, and tells no reason: the pins in them would be gone without a word.
+    """
+    parts = Path(pattern).parts
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), parts))
+    if len(fixed) == len(parts):
+        return None
+    folder = main.resolve(Path(*fixed))
+    try:
+        with os.scandir(folder):
+            return None
+    except FileNotFoundError:
+        return "leads nowhere" if folder.is_symlink() else None
+    except OSError as error:
+        return (error.strerror or "an error").lower()
 
 
 def _short_name(file: Path, folder: Path) -> str:

@@ -817,6 +817,18 @@ def test_load_of_an_include_that_is_not_there_is_a_problem(tmp_path: Path) -> No
     ]
 
 
+def test_load_of_an_include_whose_folder_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "gone.d").symlink_to("not-mounted")
+    (tmp_path / "file.d").touch()
+    found = read(tmp_path, TOP + "include: ['gone.d/*.yml', 'file.d/*.yml', 'none.d/*.yml']\n")
+    assert lines(found.problems) == [
+        "images.yml:3: include[0]: the folder of 'gone.d/*.yml': leads nowhere; "
+        "let the user who runs prewarm read it, or take the line out",
+        "images.yml:3: include[1]: the folder of 'file.d/*.yml': not a directory; "
+        "let the user who runs prewarm read it, or take the line out",
+    ]
+
+
 def test_load_of_includes_that_are_no_readable_files_are_problems(tmp_path: Path) -> None:
     (tmp_path / "images.d/a.yml").mkdir(parents=True)
     (tmp_path / "images.d/b.yml").symlink_to("b.yml")
