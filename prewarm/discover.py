@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
 from typing import Any, Final, Protocol, TypeVar
 
 from prewarm.clock import Clock
@@ -108,7 +110,24 @@ def scan(
     """
     hosts = mirror_hosts(mirrors)
     with Client(settings, token, environ or {}, stop) as client:
-        return _Scan(settings, client, ledger, clock, progress, hosts, environ or {}).run(only)
+        started = _Scan(settings, client, ledger, clock, progress, hosts, environ or {})
+        return started.run(only, has_token=token is not None)
+
+
+def token_expiry(told: object) -> float | None:
+    """Return when a token expires by GitLab's answer about it (personal_access_tokens/self).
+
+    In epoch seconds: the start of the day that `expires_at` names, in UTC; infinite where it never
+    expires, None where that is not told.
+    """
+    expires = told.get("expires_at", "") if isinstance(told, dict) else ""
+    if expires is None:
+        return math.inf
+    try:
+        day = date.fromisoformat(str(expires))
+    except ValueError:
+        return None
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
 class _Scan:
@@ -134,6 +153,7 @@ class _Scan:
         self._now = clock().wall
         self._since = self._now - settings.history
         self._last = ledger.last_scan()
+        self._token_expiry = self._last.token_expiry if self._last is not None else None
         self._excluded = excludes(settings.exclude)
         self._hidden: set[int] = set()
         """Projects that `exclude` names."""
@@ -151,13 +171,15 @@ class _Scan:
         self._tags = Tags(client, self._report)
         self._lock = threading.Lock()
 
-    def run(self, only: str | None) -> Scan:
+    def run(self, only: str | None, *, has_token: bool) -> Scan:
         """Do one after the other what makes a scan."""
         ended = False
         projects: dict[int, Project] = {}
         try:
             self._read_logs()
             self._progress.phase("projects", None)
+            if has_token and only is None:
+                self._ask_about_token()
             projects = self._list_one(only) if only is not None else self._list()
             self._read_history(projects)
             self._read_definitions(projects)
@@ -210,6 +232,7 @@ class _Scan:
                 tuple(self._problems),
                 frozenset(running),
                 frozenset(logged),
+                self._token_expiry,
             )
         )
 
@@ -247,6 +270,14 @@ class _Scan:
                     future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
+                raise
+
+    def _ask_about_token(self) -> None:
+        """Note when the token expires; some kinds of tokens cannot ask that."""
+        try:
+            self._token_expiry = token_expiry(self._client.get("/personal_access_tokens/self"))
+        except GitlabRefusal as refusal:
+            if refusal.whole:
                 raise
 
     # --- runners' logs ---

@@ -12,11 +12,12 @@ boot (DESIGN.md, 1.7).
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -156,6 +157,28 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 since DOUBLE PRECISION NOT NULL, PRIMARY KEY (mirror, repository, digest))""",
         ),
     ),
+    (
+        9,
+        (
+            # Counters: what `copies` held of runs that are over, kept when its rows are forgotten;
+            # of `pulls` only what is forgotten.
+            """CREATE TABLE totals (
+                name TEXT NOT NULL, label TEXT NOT NULL, value BIGINT NOT NULL,
+                PRIMARY KEY (name, label))""",
+            """INSERT INTO totals (name, label, value)
+               SELECT 'actions', action, COUNT(*) FROM copies GROUP BY action""",
+            """INSERT INTO totals (name, label, value)
+               SELECT 'bytes', '', COALESCE(SUM(bytes), 0) FROM copies""",
+            # `told`: what the last notice of the event was about, as JSON.
+            """CREATE TABLE notices (
+                event TEXT NOT NULL, channel TEXT NOT NULL, told TEXT NOT NULL,
+                at DOUBLE PRECISION NOT NULL, PRIMARY KEY (event, channel))""",
+            # 0: a run of named images alone.
+            "ALTER TABLE runs ADD COLUMN whole BIGINT NOT NULL DEFAULT 1",
+            # Epoch seconds; infinite: it never expires.
+            "ALTER TABLE scans ADD COLUMN token_expiry DOUBLE PRECISION",
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -293,6 +316,29 @@ class Run:
     finished: float | None
     exit_code: int | None
     report: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums since the state was made; they never fall."""
+
+    actions: Mapping[str, int]
+    """Images by what runs did with them (`copy`, `defer`, …), each once per run."""
+    pulls: int
+    """As charged, once a step is over."""
+    bytes: int
+    """Bytes of blobs that runs moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The last notice of an event that a channel took."""
+
+    event: str
+    channel: str
+    about: frozenset[str]
+    at: float
+    """Epoch seconds."""
 
 
 class Ledger(Uses):
@@ -921,15 +967,101 @@ class Ledger(Uses):
         )
         return run
 
-    def finish_run(self, run: str, exit_code: int, report: str, now: Moment) -> None:
-        """Record how a run ended."""
+    def finish_run(
+        self, run: str, exit_code: int, report: str, now: Moment, *, whole: bool = True
+    ) -> None:
+        """Record how a run ended, once; what it did counts in the totals from now on.
+
+        `whole`: it was of all that is wanted, not only of images that a person named.
+        """
+        unfinished = "EXISTS (SELECT 1 FROM runs WHERE id = :run AND finished IS NULL)"
+        with self._transaction():
+            for columns, group in (
+                ("'actions', action, COUNT(*)", "GROUP BY action"),
+                ("'bytes', '', COALESCE(SUM(bytes), 0)", ""),
+            ):
+                self._connection.execute(
+                    f"""INSERT INTO totals (name, label, value)
+                        SELECT {columns} FROM copies WHERE run = :run AND {unfinished} {group}
+                        ON CONFLICT (name, label) DO UPDATE
+                            SET value = totals.value + excluded.value""",
+                    {"run": run},
+                )
+            self._connection.execute(
+                """UPDATE runs SET finished = :finished, exit_code = :exit_code, report = :report,
+                                   whole = :whole
+                   WHERE id = :id""",
+                {
+                    "finished": now.wall,
+                    "exit_code": exit_code,
+                    "report": report,
+                    "whole": int(whole),
+                    "id": run,
+                },
+            )
+
+    def last_whole_run(self) -> Run | None:
+        """Return the last run of all that is wanted that has finished."""
+        found = self._rows(
+            Run,
+            """SELECT id, started, finished, exit_code, report FROM runs
+               WHERE finished IS NOT NULL AND whole = 1
+               ORDER BY started DESC, id DESC LIMIT 1""",
+            {},
+        )
+        return found[0] if found else None
+
+    def last_success(self) -> float | None:
+        """Return when a run of all that is wanted ended with exit 0 last, in epoch seconds."""
+        query = "SELECT MAX(finished) FROM runs WHERE exit_code = 0 AND whole = 1"
+        (found,) = self._rows(lambda at: at, query, {})
+        return None if found is None else float(found)
+
+    def totals(self) -> Totals:
+        """Return the sums since the state was made."""
+        with self._reading():
+            sums = {
+                (name, label): int(value)
+                for name, label, value in self._connection.execute(
+                    """SELECT name, label, value FROM totals
+                       UNION ALL
+                       SELECT 'settled', '', COALESCE(SUM(pulls), 0) FROM pulls
+                       WHERE settled IS NOT NULL"""
+                )
+            }
+        return Totals(
+            {label: value for (name, label), value in sums.items() if name == "actions"},
+            sums.get(("pulls", ""), 0) + sums["settled", ""],
+            sums.get(("bytes", ""), 0),
+        )
+
+    def told(self, event: str, channel: str) -> Told | None:
+        """Return the last notice of an event that a channel took, while the event lasts."""
+        found = self._rows(
+            lambda about, at: Told(event, channel, frozenset(json.loads(about)), at),
+            "SELECT told, at FROM notices WHERE event = :event AND channel = :channel",
+            {"event": event, "channel": channel},
+        )
+        return found[0] if found else None
+
+    def note_told(self, told: Told) -> None:
+        """Remember that a channel took a notice."""
         self._write(
-            """UPDATE runs SET finished = :finished, exit_code = :exit_code, report = :report
-               WHERE id = :id""",
-            finished=now.wall,
-            exit_code=exit_code,
-            report=report,
-            id=run,
+            """INSERT INTO notices (event, channel, told, at)
+               VALUES (:event, :channel, :told, :at)
+               ON CONFLICT (event, channel) DO UPDATE SET told = excluded.told, at = excluded.at""",
+            event=told.event,
+            channel=told.channel,
+            told=json.dumps(sorted(told.about)),
+            at=told.at,
+        )
+
+    def forget_told(self, event: str, channel: str) -> None:
+        """Forget the last notice of an event that is over."""
+        self._write(
+            "DELETE FROM notices WHERE event = :event AND channel = :channel",
+            event=event,
+            channel=channel,
         )
 
     def runs(self, newest: int, skip: int = 0) -> tuple[Run, ...]:
@@ -1001,6 +1133,12 @@ class Ledger(Uses):
         with self._transaction():
             pulls_before = {"before": self._note_moment(now) - keep}
             wall_before = {"before": now.wall - keep}
+            self._connection.execute(
+                """INSERT INTO totals (name, label, value)
+                   SELECT 'pulls', '', COALESCE(SUM(pulls), 0) FROM pulls WHERE settled < :before
+                   ON CONFLICT (name, label) DO UPDATE SET value = totals.value + excluded.value""",
+                pulls_before,
+            )
             self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
             self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
             self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)

@@ -512,7 +512,7 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
     if whole:
         _tidy(session, report, now)
     document = {**to_json(report), "whole": whole}
-    ledger.finish_run(report.run, report.exit_code, json.dumps(document), now)
+    ledger.finish_run(report.run, report.exit_code, json.dumps(document), now, whole=whole)
 
 
 def _note_coverage(session: Session, report: Report, now: Moment, *, whole: bool) -> None:

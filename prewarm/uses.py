@@ -107,6 +107,8 @@ class PastScan:
     """Jobs that ran then."""
     logged: frozenset[int]
     """Jobs that a runner's log told of and that history may not have shown yet."""
+    token_expiry: float | None = None
+    """When GitLab's token expires, in epoch seconds; infinite: never; None: nobody told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,9 +379,9 @@ class Uses:
         with self._transaction():
             self._connection.execute(
                 """INSERT INTO scans (id, started, finished, complete, requests, scope, problems,
-                                      running, logged)
+                                      running, logged, token_expiry)
                    VALUES (:id, :started, :finished, :complete, :requests, :scope, :problems,
-                           :running, :logged)""",
+                           :running, :logged, :token_expiry)""",
                 {
                     "id": uuid.uuid4().hex,
                     "started": scan.started,
@@ -390,15 +392,17 @@ class Uses:
                     "problems": json.dumps([asdict(one) for one in scan.problems]),
                     "running": json.dumps(sorted(scan.running)),
                     "logged": json.dumps(sorted(scan.logged)),
+                    "token_expiry": scan.token_expiry,
                 },
             )
 
     def last_scan(self, *, complete: bool = False) -> PastScan | None:
         """Return the last scan, or the last that was complete."""
-        query = """SELECT started, finished, complete, requests, scope, problems, running, logged
+        query = """SELECT started, finished, complete, requests, scope, problems, running, logged,
+                          token_expiry
                    FROM scans WHERE complete >= :least ORDER BY started DESC LIMIT 1"""
         for row in self._select(query, least=int(complete)):
-            started, finished, whole, requests, scope, problems, running, logged = row
+            started, finished, whole, requests, scope, problems, running, logged, expiry = row
             return PastScan(
                 started,
                 finished,
@@ -408,6 +412,7 @@ class Uses:
                 _problems(problems),
                 frozenset(json.loads(running)),
                 frozenset(json.loads(logged)),
+                expiry,
             )
         return None
 
