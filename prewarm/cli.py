@@ -32,7 +32,9 @@ from prewarm.home import home_folder
 if TYPE_CHECKING:
     from prewarm.edges import Edges
     from prewarm.findings import Scan
+    from prewarm.health import Health
     from prewarm.ledger import Known, Ledger
+    from prewarm.notify_socket import Watchdog
     from prewarm.report import Report
     from prewarm.settings import Pin, Settings
     from prewarm.sync import Follow, Scanner, Session
@@ -222,19 +224,28 @@ def _sync(
     use_reserve: bool,
     follow: Follow | None = None,
 ) -> Report:
+    from prewarm.afterwards import told
     from prewarm.console import watching
     from prewarm.sync import Doing, sync
 
-    with (
-        _writing(settings, waiting, use_reserve=use_reserve) as (session, tools),
-        watching(quiet=options.quiet) as progress,
-    ):
-        return sync(session, asked, Doing(tools, progress, session.stop), scanner, follow)
+    with _writing(settings, waiting, use_reserve=use_reserve) as (session, tools):
+
+        def synced() -> Report:
+            with watching(quiet=options.quiet) as progress:
+                doing = Doing(tools, progress, session.stop)
+                return sync(session, asked, doing, scanner, follow)
+
+        return told(session, synced, _state_path(settings), os.environ, whole=not asked)
 
 
 @cli.command()
+@click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="Serve /metrics and /healthz there, on loopback, such as 127.0.0.1:9464.",
+)
 @_global
-def run(options: Global) -> int:
+def run(options: Global, listen: str | None) -> int:
     """Keep the mirrors warm around the clock: a sync at each time of `schedule:`.
 
     It also wakes when the budget frees pulls, and tries again after a failure. SIGTERM ends it;
@@ -243,6 +254,7 @@ def run(options: Global) -> int:
     from prewarm import clock
     from prewarm.config import find_config, load
     from prewarm.daemon import Daemon, last_run
+    from prewarm.health import Health
     from prewarm.notify_socket import (
         NotifySocket,
         Watchdog,
@@ -253,6 +265,7 @@ def run(options: Global) -> int:
 
     config = find_config(options.config, os.environ, Path.cwd())
     settings = load(config)
+    address = _listening(listen)
     path = _state_path(settings)
     with _reading(path) as ledger:
         # One by one: each has its report with it.
@@ -260,16 +273,20 @@ def run(options: Global) -> int:
         started, unfinished = last_run(runs)
     notify = NotifySocket(take_address(os.environ))
 
+    health = Health()
+
     def synced(current: Settings) -> Report:
-        return _sync(options, current, (), _scanner(options, current), 0.0, use_reserve=False)
+        with health.watching():
+            report = _sync(options, current, (), _scanner(options, current), 0.0, use_reserve=False)
+            health.told(report)
+            return report
 
     with (
         _signals() as (wait, reload_asked),
         Watchdog(notify, watchdog_interval(os.environ, os.getpid())) as watchdog,
     ):
         _stopping.looked = watchdog.beat
-        notify.send("READY=1")
-        Daemon(
+        daemon = Daemon(
             settings,
             synced,
             lambda: load(config),  # not the next that would be found, were it gone
@@ -280,9 +297,47 @@ def run(options: Global) -> int:
             tell=lambda text: notify.send(f"STATUS={' '.join(text.split())}"),
             alive=watchdog.allow,
             reloading=lambda begins: notify.send(*(reloading() if begins else ("READY=1",))),
-        ).serve(started, unfinished=unfinished)
+        )
+        with _served(address, lambda: daemon.settings, health, watchdog):
+            notify.send("READY=1")
+            daemon.serve(started, unfinished=unfinished)
         notify.send("STOPPING=1")
     return 0
+
+
+def _listening(listen: str | None) -> tuple[str, int] | None:
+    if listen is None:
+        return None
+    from prewarm.scrape import address_of
+
+    return address_of(listen)
+
+
+@contextmanager
+def _served(
+    address: tuple[str, int] | None,
+    current: Callable[[], Settings],
+    health: Health,
+    watchdog: Watchdog,
+) -> Iterator[None]:
+    """Serve /metrics and /healthz, where that is asked."""
+    if address is None:
+        yield
+        return
+    from prewarm import clock
+    from prewarm.exposition import text_of
+    from prewarm.metrics import samples_of
+    from prewarm.scrape import Scrape
+
+    def metrics() -> bytes:
+        settings = current()
+        path = _state_path(settings)
+        with _reading(path) as ledger:
+            return text_of(samples_of(settings, ledger, clock.now(), path, health.broken_off))
+
+    with Scrape(address, metrics, lambda: health.ill(goes_on=watchdog.content)) as scrape:
+        log.info("serving /metrics and /healthz at %s, port %d", address[0], scrape.port)
+        yield
 
 
 @contextmanager

@@ -73,6 +73,11 @@ class Watchdog:
         """Somebody is at work."""
         self._beaten = time.monotonic()
 
+    @property
+    def content(self) -> bool:
+        """Whether the daemon goes on as it said it would."""
+        return time.monotonic() < min(self._until, self._beaten + SILENCE)
+
     def __enter__(self) -> Watchdog:
         if self._interval is not None:
             self._thread.start()
@@ -85,7 +90,7 @@ class Watchdog:
 
     def _ping(self) -> None:
         while not self._ended.wait(self._interval):
-            if time.monotonic() < min(self._until, self._beaten + SILENCE):
+            if self.content:
                 self._notify.send("WATCHDOG=1")
 
 

@@ -720,10 +720,10 @@ NOTIFY: Final = Keys(
         Key(
             "command",
             Many(_ARGUMENT, least=1),
-            "started with the report on stdin",
+            "started without a shell, with the notice (JSON) on stdin",
             "[/usr/local/bin/page]",
         ),
-        Key("webhook", _URL, "a URL that gets the report by POST", "https://chat.example.org/hook"),
+        Key("webhook", _URL, "a URL that gets the notice (JSON) by POST", "https://chat.example.org/hook"),
         Key(
             "on",
             Many(_choice("failure", "mirror-full", "budget"), least=1),
@@ -859,7 +859,7 @@ FILE: Final = Keys(
         Key(
             "metrics",
             _PATH,
-            "A file for node_exporter's textfile collector.",
+            "A file for node_exporter's textfile collector, written after every sync.",
             "/var/lib/node_exporter/textfile/prewarm.prom",
         ),
         Key("notify", NOTIFY, "Whom to tell, and of what."),

@@ -94,7 +94,7 @@ def test_wheel_holds_the_type_marker(installed: Path) -> None:
 
 def test_cli_import_loads_no_heavy_module() -> None:
     """Start-up is a feature: what only some commands need is imported inside them."""
-    heavy = {"gitlab", "requests", "rich", "urllib3", "sqlite3"}
+    heavy = {"gitlab", "prometheus_client", "requests", "rich", "urllib3", "sqlite3"}
     loaded = run(sys.executable, "-c", "import prewarm.cli, sys; print(*sys.modules)").split()
     assert "prewarm.cli" in loaded
     assert heavy.isdisjoint(loaded)
@@ -137,7 +137,7 @@ def test_lock_names_no_url_host_or_folder() -> None:
 
 @pytest.mark.parametrize(
     ("args", "engines"),
-    [((), ""), (("clients",), " mount docker.io containerd podman buildah curl")],
+    [((), ""), (("clients",), " mount docker.io containerd podman buildah curl prometheus")],
 )
 def test_setup_without_root_and_sudo_names_the_command(
     tmp_path: Path, args: tuple[str, ...], engines: str
