@@ -723,7 +723,12 @@ NOTIFY: Final = Keys(
             "started without a shell, with the notice (JSON) on stdin",
             "[/usr/local/bin/page]",
         ),
-        Key("webhook", _URL, "a URL that gets the notice (JSON) by POST", "https://chat.example.org/hook"),
+        Key(
+            "webhook",
+            _URL,
+            "a URL that gets the notice (JSON) by POST",
+            "https://chat.example.org/hook",
+        ),
         Key(
             "on",
             Many(_choice("failure", "mirror-full", "budget"), least=1),

@@ -1,0 +1,95 @@
+"""Notices reach real commands and real servers, or say in one line why not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from prewarm.delivery import post, run_command
+from prewarm.errors import PrewarmError
+from tests.real.scripted import Scripted, reply
+from tests.sandbox import Fault
+
+ENVIRON = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+BODY = b'{"version": 1, "event": "failure"}'
+
+
+def script(folder: Path, text: str) -> str:
+    file = folder / "page"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_command_gets_the_json_its_arguments_and_no_secret(tmp_path: Path) -> None:
+    page = script(tmp_path, 'cat > "$1"; env > "$1.env"')
+    out = tmp_path / "out; $(id)"
+    secrets = {"PREWARM_GITLAB_TOKEN": "glpat-secret", "PGPASSFILE": "/secret"}
+    run_command([page, str(out)], BODY, {**ENVIRON, **secrets})
+    assert out.read_bytes() == BODY
+    assert "secret" not in (tmp_path / "out; $(id).env").read_text()
+
+
+def test_command_that_reads_nothing_is_no_failure(tmp_path: Path) -> None:
+    run_command([script(tmp_path, "exit 0")], b"x" * 1_000_000, ENVIRON)
+
+
+def test_command_that_leaves_a_child_behind_holds_nobody_up(tmp_path: Path) -> None:
+    run_command([script(tmp_path, "sleep 4 & exit 0")], BODY, ENVIRON, timeout=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("exit 7", "failed (exit 7)"), ("kill -9 $$", "failed (signal 9)"), ("sleep 60", "was ended")],
+)
+def test_command_that_fails_is_told_in_one_line(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(PrewarmError) as caught:
+        run_command([script(tmp_path, text)], BODY, ENVIRON, timeout=1.0)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_command_that_is_missing_is_told() -> None:
+    with pytest.raises(PrewarmError, match="/no/such does not start: No such file"):
+        run_command(["/no/such"], BODY, ENVIRON)
+
+
+def test_command_output_is_logged_for_those_who_ask(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "prewarm"):
+        run_command([script(tmp_path, "printf 'hello\\033[2J\\n'; echo oops >&2")], BODY, ENVIRON)
+    told = [record.getMessage() for record in caplog.records if "/page" in record.getMessage()]
+    assert [line.partition(": ")[2] for line in told] == ["hello [2J", "oops"]
+
+
+def test_webhook_gets_the_json_by_post() -> None:
+    with Scripted(lambda _: reply(204)) as site:
+        post(f"{site.url}/hooks/s3cret", BODY, ENVIRON)
+        (request,) = site.requests
+    assert (request.method, request.path) == ("POST", "/hooks/s3cret")
+    assert request.headers["content-type"] == "application/json"
+    assert json.loads(request.body) == json.loads(BODY)
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_webhook_that_refuses_is_told_without_its_path(status: int) -> None:
+    with (
+        Scripted(lambda _: reply()) as other,
+        Scripted(lambda _: reply(status, location=f"{other.url}/")) as site,
+    ):
+        with pytest.raises(PrewarmError, match=f"answered {status}") as caught:
+            post(f"{site.url}/hooks/s3cret", BODY, ENVIRON)
+        assert other.requests == []
+    assert "s3cret" not in str(caught.value)
+
+
+def test_webhook_that_hangs_is_given_up() -> None:
+    with Scripted(lambda _: reply()) as site:
+        site.faults.add(Fault(path="*", hang=2.0, count=None))
+        with pytest.raises(PrewarmError, match="answer") as caught:
+            post(f"{site.url}/hooks/s3cret", BODY, ENVIRON, timeout=0.5)
+    assert "s3cret" not in str(caught.value)
