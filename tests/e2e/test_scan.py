@@ -159,7 +159,7 @@ def test_scan_again_reads_from_the_state_what_it_knows(site: Gitlab, tmp_path: P
     site.access.clear()
     second = scan(tmp_path, site, "--json").json
     assert first["images"] == second["images"]
-    assert site.requests() == {"projects": 1, "jobs": 1}
+    assert site.requests() == {"token": 1, "projects": 1, "jobs": 1}
 
 
 def test_scan_of_one_project_tells_that_alone(site: Gitlab, tmp_path: Path) -> None:
