@@ -92,7 +92,7 @@ class Seen:
     @property
     def open_caches(self) -> tuple[Holding, ...]:
         """The pull-through mirrors among them: each makes pulls of its own."""
-        return tuple(holding for holding in self.open_targets if holding.through)
+        return tuple([h for h in self.holdings if h.through and h in self.open_targets])
 
     @property
     def unfetched(self) -> tuple[str, ...]:
@@ -429,7 +429,7 @@ def _first_pass(
         if (purse := purses.get(reference.registry)) is None:
             purse = purses[reference.registry] = _Purse(_UNLIMITED, limits)
         step = _decide(want, seen, same, purse, limits, skip)
-        if isinstance(step, Copy | Defer):
+        if isinstance(step, _NOTED):
             if same is _ALONE:
                 same = siblings[digest] = _Siblings()
             same.note(step)
@@ -437,7 +437,7 @@ def _first_pass(
     return steps
 
 
-@dataclass
+@dataclass(slots=True)
 class _Siblings:
     """What earlier steps of the same digest of a repository do with it."""
 
@@ -445,7 +445,7 @@ class _Siblings:
     """The first that brings it in this run."""
     whole: bool = False
     """The whole index comes."""
-    platforms: set[Platform] = field(default_factory=set)
+    platforms: frozenset[Platform] = frozenset()
     waiting: Defer | None = None
 
     def note(self, step: Step) -> None:
@@ -456,7 +456,7 @@ class _Siblings:
             self.by = self.by or step.want
             self.whole = self.whole or step.want.whole
             if step.want.platforms != ALL:
-                self.platforms.update(step.want.platforms)
+                self.platforms |= frozenset(step.want.platforms)
 
     def bring(self, want: Want, seen: Seen) -> bool:
         """Whether all that the image needs comes with them."""
@@ -468,6 +468,8 @@ class _Siblings:
         return not want.whole and set(want.platforms) <= self.platforms
 
 
+_NOTED: Final = (Copy, Defer)
+"""Steps that tell the later ones of the same digest something."""
 _ALONE: Final = _Siblings()
 """Of an image whose digest no earlier step brings or waits for; never noted."""
 
@@ -587,14 +589,16 @@ class _Calendar:
 
 def _place_in_all(parts: Sequence[tuple[Forecast, int]]) -> float | None:
     """Place pulls in each forecast at the first time at which all have room; None for never."""
-    start, latest = -1.0, 0.0
-    while latest > start:
-        start = latest
-        for forecast, pulls in parts:
-            found = forecast.earliest(pulls, latest)
+    start, moved = 0.0, True
+    while moved:
+        moved = False
+        for at, (forecast, pulls) in enumerate(parts):
+            found = forecast.earliest(pulls, start)
             if found is None:
                 return None
-            latest = found
+            # Those asked before it may have no room then.
+            moved = moved or (at > 0 and found > start)
+            start = found
     for forecast, pulls in parts:
         forecast.place_at(pulls, start)
     return start
