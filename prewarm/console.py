@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from prewarm.discover import Progress as ScanProgress
     from prewarm.doctor import Checkup
+    from prewarm.errors import Problem
     from prewarm.explain import Explanation
     from prewarm.findings import Scan
     from prewarm.prune import PruneReport
@@ -67,9 +68,7 @@ def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:
         _table(("image", "action", "pulls", "size", "platforms", "why"), rows)
     if report.prune is not None:
         _show_prune(report.prune)
-    for problem in report.problems:
-        colour = "red" if problem.severity == "error" else "yellow"
-        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _show_problems(report.problems)
     _say(sentence(report))
 
 
@@ -81,9 +80,7 @@ def show_pruned(report: PruneReport, *, as_json: bool) -> None:
     if as_json:
         show_json(told)
         return
-    for problem in report.problems:
-        colour = "red" if problem.severity == "error" else "yellow"
-        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _show_problems(report.problems)
     _show_prune(told)
 
 
@@ -114,6 +111,12 @@ def _show_prune(told: Mapping[str, Any]) -> None:
     _say(pruned(told))
     if told["garbage_collection"]:
         _say(told["garbage_collection"])
+
+
+def _show_problems(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
 
 
 def _row(outcome: Outcome, why: str) -> tuple[str, ...]:
@@ -349,9 +352,7 @@ def show_scan(scan: Scan, *, as_json: bool) -> None:
         _table(("unresolved", "project", "job", "why"), open_)
     if scan.images or scan.unresolved:
         _say("")
-    for problem in scan.problems:
-        colour = "red" if problem.severity == "error" else "yellow"
-        _say(f"{click.style(problem.severity, fg=colour)}: {printable(str(problem))}")
+    _show_problems(scan.problems)
     _say(told(scan))
 
 

@@ -257,10 +257,8 @@ class Observer:
         upstream = self.upstreams.get(reference.registry)
         if upstream is None:
             return unlisted(reference)
-        try:
-            _ = reference.mirror_repository
-        except InvalidReference as error:
-            return Failure("unmirrorable", error.problem, error.cure)
+        if (failure := unmirrorable(reference)) is not None:
+            return failure
         try:
             public = self._is_public(upstream, reference)
         except RegistryError as error:
@@ -554,6 +552,15 @@ def no_mirror(reference: Reference) -> Failure:
         f"{reference}: pull-through mirrors have images of Docker Hub alone",
         "add a mirror with mode: push",
     )
+
+
+def unmirrorable(reference: Reference) -> Failure | None:
+    """Return the failure of an image whose name has no path of its own on a mirror."""
+    try:
+        _ = reference.mirror_repository
+    except InvalidReference as error:
+        return Failure("unmirrorable", error.problem, error.cure)
+    return None
 
 
 def private(reference: Reference) -> Failure:

@@ -17,9 +17,9 @@ from prewarm.demand import Want
 from prewarm.errors import Failure
 from prewarm.ledger import Known
 from prewarm.manifest import OCI_INDEX, Descriptor
-from prewarm.observe import BREAKING, MirrorSite, no_mirror, private, unlisted
+from prewarm.observe import BREAKING, MirrorSite, no_mirror, private, unlisted, unmirrorable
 from prewarm.plan import LATER, Holding, Quota, Seen, State
-from prewarm.reference import InvalidReference, Reference, parse
+from prewarm.reference import Reference, parse
 from prewarm.report import HOST_CODES, UPSTREAM_CODES
 from prewarm.settings import Allowance, Newest, Pin
 from prewarm.sync import Session
@@ -121,10 +121,8 @@ class Recall:
         upstream = self._session.edges.upstreams.get(reference.registry)
         if upstream is None:
             return unlisted(reference)
-        try:
-            _ = reference.mirror_repository
-        except InvalidReference as error:
-            return Failure("unmirrorable", error.problem, error.cure)
+        if (failure := unmirrorable(reference)) is not None:
+            return failure
         if want.pinned or upstream.public is None:
             return None
         public = self._session.ledger.is_public(reference.registry, reference.repository, 0.0)
