@@ -374,6 +374,7 @@ class Site(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "prewarm.db"
         Ledger.open(self.path).close()
         self.time, self.booted, self.boot = 1000, 0, 0
+        self.noted_boot = 0
         self.offset = self.noted_offset = 0
         self.gets: list[Get] = []
         self.numbers = count_up()
@@ -452,8 +453,6 @@ class Site(RuleBasedStateMachine):
     def machine_boots(self, seconds: int) -> None:
         for number in list(self.processes):
             self.processes.pop(number).die()
-        # What nobody can tell is believed: a clock set forward since the ledger last looked.
-        self.offset = min(self.offset, self.noted_offset)
         self.time += seconds
         self.booted = self.time - 1
         self.boot += 1
@@ -481,6 +480,11 @@ class Site(RuleBasedStateMachine):
 
     def start(self, number: int, parallel: int) -> tuple[Step, ...]:
         if not self.processes:
+            if self.noted_boot != self.boot:
+                # What nobody can tell is believed: a clock set forward between the ledger's last
+                # look in one boot and its first in the next.
+                self.offset = min(self.offset, self.noted_offset)
+                self.noted_boot = self.boot
             with Ledger.open(self.path) as ledger:
                 ledger.recover(self.moment())
             self.noted_offset = self.offset
