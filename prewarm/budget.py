@@ -162,6 +162,8 @@ class Forecast:
             self._times.append(seconds)
             self._loads.append(held)
         self._earliest: dict[int, float] = {}
+        self._placed = (-1.0, 0, 0)
+        """The last time at which a cost was placed, and its steps: no step was made since."""
 
     def _grouped(self, leaving: dict[float, int]) -> dict[float, int]:
         step = self._length / self._STEPS
@@ -183,8 +185,13 @@ class Forecast:
         """Place `cost` at a time at which it fits."""
         if self._capacity is None or cost <= 0:
             return
-        first, last = self._step_at(start), self._step_at(start + self._length)
-        self._loads[first:last] = [load + cost for load in self._loads[first:last]]
+        known, first, last = self._placed
+        if known != start:
+            first, last = self._step_at(start), self._step_at(start + self._length)
+            self._placed = start, first, last
+        loads = self._loads
+        for at in range(first, last):
+            loads[at] += cost
 
     def _step_at(self, seconds: float) -> int:
         """Return the index of the load that begins then, made where need be."""
@@ -204,13 +211,16 @@ class Forecast:
         times, loads = self._times, self._loads
         known = self._earliest.get(cost, 0.0)
         start = max(known, after)
-        at = bisect_right(times, start) - 1
-        while max(loads[at : bisect_left(times, start + self._length)]) > room:
+        placed, at, end = self._placed
+        if placed != start:
+            at, end = bisect_right(times, start) - 1, bisect_left(times, start + self._length)
+        while max(loads[at:end]) > room:
             while loads[at] <= room:
                 at += 1
             while loads[at] > room:
                 at += 1
             start = times[at]
+            end = bisect_left(times, start + self._length)
         if after <= known:
             self._earliest[cost] = start
         return start

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prewarm")
 
-GARBAGE: Final = (200_000, 100)
+GARBAGE: Final = (500_000, 100)
 """How seldom Python looks for garbage: a large site makes some hundred thousand values that all
 live on, and looking among them again and again takes a third of the time of a plan."""
 

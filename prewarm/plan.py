@@ -7,9 +7,9 @@ run has learned gives the rest of the run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from typing import Final, Literal, assert_never
 
 from prewarm.budget import (
@@ -77,22 +77,20 @@ class Seen:
     """Why upstream could not be asked, or has nothing that is wanted."""
     checked: float | None = None
     """When upstream last told the descriptor, in epoch seconds, where it was not asked now."""
+    open_targets: tuple[Holding, ...] = field(init=False, repr=False, compare=False)
+    """The mirrors that still need the image and can take it."""
+    open_caches: tuple[Holding, ...] = field(init=False, repr=False, compare=False)
+    """The pull-through mirrors among them: each makes pulls of its own."""
+
+    def __post_init__(self) -> None:
+        # Asked several times for each image of a plan: told once.
+        still = [h for h in self.holdings if h.target and h.failure is None and h.state != "fresh"]
+        object.__setattr__(self, "open_targets", tuple(still))
+        object.__setattr__(self, "open_caches", tuple([h for h in still if h.through]))
 
     @property
     def targets(self) -> tuple[Holding, ...]:
         return tuple(holding for holding in self.holdings if holding.target)
-
-    @property
-    def open_targets(self) -> tuple[Holding, ...]:
-        """The mirrors that still need the image and can take it."""
-        return tuple(
-            [h for h in self.holdings if h.target and h.failure is None and h.state != "fresh"]
-        )
-
-    @property
-    def open_caches(self) -> tuple[Holding, ...]:
-        """The pull-through mirrors among them: each makes pulls of its own."""
-        return tuple([h for h in self.holdings if h.through and h in self.open_targets])
 
     @property
     def unfetched(self) -> tuple[str, ...]:
@@ -150,7 +148,7 @@ def cost(want: Want, seen: Seen) -> Cost:
     descriptor = seen.descriptor
     assert descriptor is not None
     if seen.content is None:
-        times = max(1, len(seen.open_caches))
+        times = len(seen.open_caches) or 1
         if not descriptor.is_index:
             return Cost(times, times)
         if want.whole or want.platforms == ALL:
@@ -315,7 +313,7 @@ def plan(
         if isinstance(step, Copy):
             pulls = step.cost.known_pulls if step.at_most is None else step.at_most
             calendar.place(step.want, pulls)
-    return Plan(tuple(_dated(steps, calendar, now)))
+    return Plan(tuple([_dated(s, calendar, now) if isinstance(s, _Waiting) else s for s in steps]))
 
 
 _Digest = tuple[str, str, str | None]
@@ -344,6 +342,7 @@ class _Purse:
         self._gets = 0
         self._share = None if self._pulls is None else limits.pulls_per_project
         self._spent: Counter[str] = Counter()
+        self._words: dict[tuple[int, int], str] = {}
         for spend in quota.spends:
             if spend.project is not None and spend.leaves_in(quota.window) > 0:
                 self._spent[spend.project] += spend.pulls
@@ -359,7 +358,10 @@ class _Purse:
         if quota.closed is not None:
             return quota.closed.code, quota.closed.text
         if self._pulls is not None and price.known_pulls > self._pulls:
-            return "budget", _budget_words(quota.window, price.known_pulls, self._pulls)
+            asked = price.known_pulls, self._pulls
+            if (words := self._words.get(asked)) is None:
+                words = self._words[asked] = _budget_words(quota.window, *asked)
+            return "budget", words
         reported = quota.reported if metered else None
         if reported is not None and not upstream_allows(
             reported.remaining, self._gets, price.known_gets, quota.window.reserve
@@ -407,11 +409,25 @@ class _Purse:
             self._spent[want.only_project] += price.known_pulls
 
 
-@lru_cache(64)
 def _budget_words(window: Window, pulls: int, left: int) -> str:
     if window.capacity == 0:
         return "the budget has no pulls to spend"
     return f"needs {counted(pulls, 'pull')}, {max(0, left)} left in the window"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An image that its registry has no pulls for now: a deferral whose time is not known yet."""
+
+    want: Want
+    seen: Seen
+    cost: Cost
+    code: str
+    reason: str
+    first: _Waiting | None
+    """The first that waits for the same digest: its tags go together."""
+    until: float | None = None
+    placed: bool = False
 
 
 def _first_pass(
@@ -419,20 +435,23 @@ def _first_pass(
     purses: dict[str, _Purse],
     limits: Limits,
     skip: Sequence[str],
-) -> list[Step]:
-    steps: list[Step] = []
-    siblings: dict[_Digest, _Siblings] = {}
+) -> list[Step | _Waiting]:
+    steps: list[Step | _Waiting] = []
+    brought: dict[_Digest, _Siblings] = {}
+    waiting: dict[_Digest, _Waiting] = {}
     for want, seen in demand:
         reference = want.reference
         digest = (reference.registry, reference.repository, seen.key)
-        same = siblings.get(digest, _ALONE)
         if (purse := purses.get(reference.registry)) is None:
             purse = purses[reference.registry] = _Purse(_UNLIMITED, limits)
-        step = _decide(want, seen, same, purse, limits, skip)
-        if isinstance(step, _NOTED):
-            if same is _ALONE:
-                same = siblings[digest] = _Siblings()
-            same.note(step)
+        step = _decide(
+            want, seen, brought.get(digest, _ALONE), waiting.get(digest), purse, limits, skip
+        )
+        if isinstance(step, _Waiting):
+            if step.first is None:
+                waiting[digest] = step
+        elif isinstance(step, Copy) and step.at_most is None:
+            brought.setdefault(digest, _Siblings()).note(step)
         steps.append(step)
     return steps
 
@@ -446,17 +465,13 @@ class _Siblings:
     whole: bool = False
     """The whole index comes."""
     platforms: frozenset[Platform] = frozenset()
-    waiting: Defer | None = None
 
-    def note(self, step: Step) -> None:
-        """Add what a step brings: all that it wants, unless it comes in parts."""
-        if isinstance(step, Defer):
-            self.waiting = self.waiting or step
-        if isinstance(step, Copy) and step.at_most is None:
-            self.by = self.by or step.want
-            self.whole = self.whole or step.want.whole
-            if step.want.platforms != ALL:
-                self.platforms |= frozenset(step.want.platforms)
+    def note(self, step: Copy) -> None:
+        """Add all that an image wants, which comes as a whole."""
+        self.by = self.by or step.want
+        self.whole = self.whole or step.want.whole
+        if step.want.platforms != ALL:
+            self.platforms |= frozenset(step.want.platforms)
 
     def bring(self, want: Want, seen: Seen) -> bool:
         """Whether all that the image needs comes with them."""
@@ -468,20 +483,19 @@ class _Siblings:
         return not want.whole and set(want.platforms) <= self.platforms
 
 
-_NOTED: Final = (Copy, Defer)
-"""Steps that tell the later ones of the same digest something."""
 _ALONE: Final = _Siblings()
-"""Of an image whose digest no earlier step brings or waits for; never noted."""
+"""Of an image whose digest no earlier step brings; never noted."""
 
 
 def _decide(
     want: Want,
     seen: Seen,
     same: _Siblings,
+    first: _Waiting | None,
     purse: _Purse,
     limits: Limits,
     skip: Sequence[str],
-) -> Step:
+) -> Step | _Waiting:
     if skip and (pattern := skipped_by(want, skip)) is not None:
         return Skip(want, seen, "skip", f"matches skip: {pattern}")
     if seen.failure is not None:
@@ -514,9 +528,9 @@ def _decide(
         return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
     if (refused := purse.refusal(want, price, metered=seen.metered)) is not None:
         why_not, words = refused
-        if same.waiting is not None and same.waiting.code == why_not:
-            words = f"with {same.waiting.want.reference.familiar}"
-        return Defer(want, seen, price, why_not, words)
+        if first is not None and first.code == why_not:
+            words = f"with {first.want.reference.familiar}"
+        return _Waiting(want, seen, price, why_not, words, first)
     purse.pay(want, price if seen.metered else replace(price, gets=0))
     return Copy(want, seen, price, code, reason)
 
@@ -584,37 +598,32 @@ class _Calendar:
             spends = [spend for spend in quota.spends if spend.project == project]
             own = Forecast(spends, Window(self._share, quota.window.seconds))
             self._projects[registry, project] = own
-        return _place_in_all([(forecast, fitting), (own, min(pulls, self._share))])
+        return _place_in_both(forecast, fitting, own, min(pulls, self._share))
 
 
-def _place_in_all(parts: Sequence[tuple[Forecast, int]]) -> float | None:
-    """Place pulls in each forecast at the first time at which all have room; None for never."""
-    start, moved = 0.0, True
-    while moved:
-        moved = False
-        for at, (forecast, pulls) in enumerate(parts):
-            found = forecast.earliest(pulls, start)
-            if found is None:
-                return None
-            # Those asked before it may have no room then.
-            moved = moved or (at > 0 and found > start)
-            start = found
-    for forecast, pulls in parts:
-        forecast.place_at(pulls, start)
-    return start
+def _place_in_both(wide: Forecast, pulls: int, own: Forecast, share: int) -> float | None:
+    """Place pulls in two forecasts at the first time at which both have room; None for never."""
+    after = 0.0
+    while (start := wide.earliest(pulls, after)) is not None:
+        if (found := own.earliest(share, start)) is None:
+            return None
+        if found == start:
+            wide.place_at(pulls, start)
+            own.place_at(share, start)
+            return start
+        after = found
+    return None
 
 
-def _dated(steps: Iterable[Step], calendar: _Calendar, now: float) -> Iterator[Step]:
-    """Yield the steps; those that wait for a window with the time when they could go."""
-    placed: dict[_Digest, float | None] = {}
-    for step in steps:
-        if not isinstance(step, Defer) or step.code not in _DATED or step.cost is None:
-            yield step
-            continue
-        reference = step.want.reference
-        digest = (reference.registry, reference.repository, step.seen.key)
-        if digest not in placed:
-            wait = calendar.place(step.want, step.cost.known_pulls)
-            placed[digest] = None if wait is None else now + wait
-        until = placed[digest]
-        yield Defer(step.want, step.seen, step.cost, step.code, step.reason, until)
+def _dated(waiting: _Waiting, calendar: _Calendar, now: float) -> Defer:
+    """Return the deferral, with the time when it could go where it waits for a window."""
+    want, seen, cost, code = waiting.want, waiting.seen, waiting.cost, waiting.code
+    until = None
+    if code in _DATED:
+        first = waiting.first or waiting
+        if not first.placed:
+            wait = calendar.place(want, cost.known_pulls)
+            first.until = None if wait is None else now + wait
+            first.placed = True
+        until = first.until
+    return Defer(want, seen, cost, code, waiting.reason, until)

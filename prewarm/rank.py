@@ -16,7 +16,7 @@ from prewarm.words import counted
 
 STALE_GAIN: Final = 0.25
 """What a copy gains where a mirror serves an older one meanwhile, against one that has none."""
-
+_STALE: Final = {"stale"}
 
 _Pair = tuple[Want, Seen]
 
@@ -39,13 +39,22 @@ def ranked(demand: Iterable[tuple[Want, Seen]]) -> list[tuple[Want, Seen]]:
             digests[key] = [pair]
         else:
             same.append(pair)
-    order = []
+    needed, idle = [], []
     for key, members in digests.items():
         if len(members) > 1:
             members.sort(key=_within)
-        order.append((*_place(members, free=key in brought), *_name(members[0]), members))
-    order.sort()
-    return [*pinned, *(pair for *_, members in order for pair in members)]
+        place = _place(members, free=key in brought)
+        if place is None:
+            idle.append((-sum([want.weight for want, _ in members]), _name(members[0]), members))
+        else:
+            needed.append((place, _name(members[0]), members))
+    # What is needed goes before what is not.
+    needed.sort()
+    idle.sort()
+    order = pinned
+    for _, _, members in (*needed, *idle):
+        order += members
+    return order
 
 
 def priority(gain: float, pulls: int) -> float:
@@ -84,21 +93,18 @@ def _within(pair: _Pair) -> tuple[float, tuple[str, str, str, str]]:
     return -want.weight, _name(pair)
 
 
-def _place(members: Sequence[_Pair], *, free: bool) -> tuple[bool, float]:
-    """Return where the tags of one digest belong: behind what is needed or not, and by priority."""
+def _place(members: Sequence[_Pair], *, free: bool) -> float | None:
+    """Return the priority of the tags of one digest; None where no mirror needs them."""
     gain, pulls, needed = 0.0, 0, False
     for want, seen in members:
-        open_targets = () if seen.failure is not None else seen.open_targets
-        if not open_targets:
+        if seen.failure is not None or not seen.open_targets:
             continue
-        stale = all(holding.state == "stale" for holding in open_targets)
         needed = True
+        stale = {holding.state for holding in seen.open_targets} == _STALE
         gain += want.weight * (STALE_GAIN if stale else 1.0)
         if not free:
             pulls = max(pulls, 1 if seen.descriptor is None else cost(want, seen).known_pulls)
-    if not needed:
-        return True, -sum(want.weight for want, _ in members)
-    return False, priority(gain, pulls)
+    return priority(gain, pulls) if needed else None
 
 
 def _ago(seconds: float) -> str:
