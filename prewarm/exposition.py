@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,8 @@ def write(path: Path, text: bytes) -> None:
     missing or cannot be written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")  # root could replace /dev/null
         # The collector reads *.prom alone, so what a killed run leaves is not read.
         descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import resource
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -216,6 +218,29 @@ def test_write_where_it_cannot_leaves_nothing_and_tells_the_cure(
         write(tmp_path / place, b"new")
     assert caught.value.code == "metrics"
     assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}
+
+
+def test_write_replaces_nothing_but_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "prewarm.prom"
+    os.mkfifo(pipe)
+    with pytest.raises(PrewarmError, match="cannot be written: it is no file"):
+        write(pipe, b"new")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_write_where_it_does_not_fit_keeps_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "prewarm.prom"
+    file.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(PrewarmError, match="cannot be written: File too large"):
+            write(file, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_alert_rules_pass_promtool() -> None:
