@@ -11,7 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -248,8 +248,10 @@ def _file_pattern(text: str) -> str:
     return text
 
 
-def _url(*, path: bool) -> Callable[[str], str]:
+def _url(*, path: bool, exact: bool = False) -> Callable[[str], str]:
     """Return the reader of an http(s) URL without login, query and fragment.
+
+    An `exact` one keeps a `/` at its end: there servers redirect who leaves it out.
 
     No message quotes the URL: a password could stand anywhere in it.
     """
@@ -280,7 +282,8 @@ def _url(*, path: bool) -> Callable[[str], str]:
                 "has a path, and a mirror lies at the root: dockerd asks nowhere else",
                 "leave out what follows the host",
             )
-        return f"{scheme}://{authority.lower()}{slash}{tail}".rstrip("/")
+        url = f"{scheme}://{authority.lower()}{slash}{tail}"
+        return url if exact else url.rstrip("/")
 
     return parse_url
 
@@ -725,7 +728,7 @@ NOTIFY: Final = Keys(
         ),
         Key(
             "webhook",
-            _URL,
+            replace(_URL, parse=_url(path=True, exact=True)),
             "a URL that gets the notice (JSON) by POST",
             "https://chat.example.org/hook",
         ),

@@ -115,7 +115,7 @@ timezone: Europe/Berlin
 authfile: auth.json
 state: prewarm.db
 metrics: /var/lib/prewarm.prom
-notify: {command: [/usr/local/bin/page, now], webhook: https://chat.example.org/h/1, on: [budget]}
+notify: {command: [/usr/local/bin/page, now], webhook: https://chat.example.org/h/1/, on: [budget]}
 """
 
 
@@ -177,7 +177,7 @@ def test_load_of_every_key_returns_every_setting(tmp_path: Path) -> None:
         authfile=tmp_path / "auth.json",
         state=str(tmp_path / "prewarm.db"),
         metrics=Path("/var/lib/prewarm.prom"),
-        notify=Notify(("/usr/local/bin/page", "now"), "https://chat.example.org/h/1", ("budget",)),
+        notify=Notify(("/usr/local/bin/page", "now"), "https://chat.example.org/h/1/", ("budget",)),
     )
 
 
