@@ -7,8 +7,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from socketserver import TCPServer
+from typing import Any, Final
 
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.exposition import CONTENT_TYPE
@@ -19,6 +21,8 @@ log = logging.getLogger("prewarm")
 _TEXT: Final = "text/plain; charset=utf-8"
 _PATIENCE: Final = 10.0
 """Seconds that a client may take to ask."""
+_AT_ONCE: Final = 16
+"""Connections: whoever opens one after the other takes neither threads nor files from a sync."""
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -85,8 +89,11 @@ class _Pages:
         self._ill = ill
         self._lock = threading.Lock()
 
-    def __call__(self, path: str) -> tuple[int, str, bytes]:
+    def __call__(self, path: str, host: str | None) -> tuple[int, str, bytes]:
         """Return status, type and body."""
+        if host is not None and not is_loopback(_without_port(host)):
+            # A page of another site, whose name its owner lets mean this machine, reads nothing.
+            return 421, _TEXT, b"ask by 127.0.0.1 or localhost: no other Host is answered\n"
         path = path.partition("?")[0]
         if path == "/metrics":
             try:
@@ -95,14 +102,49 @@ class _Pages:
                     return 200, CONTENT_TYPE, self._metrics()
             except PrewarmError as error:
                 return 500, _TEXT, f"{error}\n".encode()
+            except Exception:
+                log.exception("a bug met /metrics")
+                return 500, _TEXT, b"this is a bug of prewarm: see its log\n"
         if path == "/healthz":
             ill = self._ill()
             return (503 if ill else 200), _TEXT, f"{ill or 'ok'}\n".encode()
         return 404, _TEXT, b"there are /metrics and /healthz\n"
 
 
+def _without_port(host: str) -> str:
+    name, _, port = host.rpartition(":")
+    return name if port.isdecimal() and name else host
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of five, a crowd fills it, and who comes then waits for seconds
+
+    def __init__(self, *args: Any) -> None:
+        self._open: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(*args)
+
+    def server_bind(self) -> None:
+        """Bind; HTTPServer would ask a name server for a name that nobody needs."""
+        TCPServer.server_bind(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own; where there are too many, the oldest has to go."""
+        with self._lock:
+            if len(self._open) >= _AT_ONCE:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that goes away is no news; all else is a bug."""
@@ -114,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE
     server_version = "prewarm"
     sys_version = ""
-    pages: Callable[[str], tuple[int, str, bytes]]
+    pages: Callable[[str, str | None], tuple[int, str, bytes]]
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Keep silent: somebody asks every few seconds."""
@@ -126,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        status, kind, body = self.pages(self.path)
+        status, kind, body = self.pages(self.path, self.headers.get("Host"))
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
