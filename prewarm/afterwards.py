@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from prewarm.clock import Clock
 from prewarm.console import printable
 from prewarm.delivery import post, run_command
 from prewarm.errors import PrewarmError, Problem
+from prewarm.ledger import Ledger
 from prewarm.metrics import samples_of
 from prewarm.notices import (
     Ending,
@@ -29,103 +32,108 @@ from prewarm.notices import (
     remembered,
 )
 from prewarm.report import Report
-from prewarm.settings import Notify
-from prewarm.sync import Session
+from prewarm.settings import Notify, Settings
 
 log = logging.getLogger("prewarm")
 
 _BUG: Final = 3
 
 
-def told(
-    session: Session,
-    sync: Callable[[], Report],
-    state: Path,
-    environ: Mapping[str, str],
-    *,
-    whole: bool,
-) -> Report:
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is told of a sync, and from where; it needs no registry, as a sync may lack them."""
+
+    settings: Settings
+    ledger: Ledger
+    state: Path
+    """The file of the ledger."""
+    clock: Clock
+    environ: Mapping[str, str]
+    stop: threading.Event
+    """Set when the run is to end: nobody waits for a notice then."""
+
+
+def told(watch: Watch, sync: Callable[[], Report], *, whole: bool) -> Report:
     """Do a sync, write the metrics and send the notices; return the report, or raise what it did.
 
     `whole`: it is of all that is wanted. One of named images tells nobody: who typed them sees it.
     """
-    started = session.clock().wall
+    started = watch.clock().wall
     try:
         report = sync()
     except PrewarmError as error:
         problem = Problem("error", error.code, "sync", error.text, error.cure)
-        _after_failure(session, problem, error.exit_code, started, state, environ, whole=whole)
+        _after_failure(watch, problem, error.exit_code, started, whole=whole)
         raise
     except Exception as error:
-        problem = bug_problem(error)
-        _after_failure(session, problem, _BUG, started, state, environ, whole=whole)
+        _after_failure(watch, bug_problem(error), _BUG, started, whole=whole)
         raise
-    met = write_metrics(session, state)
+    met = write_metrics(watch)
     if met is not None:
         report = replace(report, problems=(*report.problems, met))
     if whole:
-        notify(session, ending_of(report), environ)
+        notify(watch, ending_of(report))
     return report
 
 
 def _after_failure(
-    session: Session,
-    problem: Problem,
-    exit_code: int,
-    started: float,
-    state: Path,
-    environ: Mapping[str, str],
-    *,
-    whole: bool,
+    watch: Watch, problem: Problem, exit_code: int, started: float, *, whole: bool
 ) -> None:
-    met = write_metrics(session, state, problem if whole else None)
+    met = write_metrics(watch, problem if whole else None)
     if met is not None:
         log.warning("%s", printable(str(met)))
     if whole:
-        finished = session.clock().wall
-        notify(session, broken_off(problem, exit_code, started, finished), environ)
+        notify(watch, broken_off(problem, exit_code, started, watch.clock().wall))
 
 
-def write_metrics(session: Session, state: Path, failure: Problem | None = None) -> Problem | None:
-    """Write the file that `metrics:` names, if any; the warning where that fails."""
-    path = session.settings.metrics
+def write_metrics(watch: Watch, failure: Problem | None = None) -> Problem | None:
+    """Write the file that `metrics:` names, if any; return the problem where that fails."""
+    path = watch.settings.metrics
     if path is None:
         return None
     from prewarm.exposition import text_of, write  # prometheus_client is slow to load
 
     try:
-        samples = samples_of(session.settings, session.ledger, session.clock(), state, failure)
+        samples = samples_of(watch.settings, watch.ledger, watch.clock(), watch.state, failure)
         write(path, text_of(samples))
     except PrewarmError as error:
         return Problem("warning", error.code, "metrics", error.text, error.cure)
+    except Exception as error:
+        log.exception("a bug met the metrics")
+        return bug_problem(error, "metrics")
     return None
 
 
-def notify(session: Session, ending: Ending, environ: Mapping[str, str]) -> None:
+def notify(watch: Watch, ending: Ending) -> None:
     """Tell of the events that `notify:` asks for and that are due; log what did not arrive."""
-    asked = session.settings.notify
+    asked = watch.settings.notify
     if asked is None or ending.exit_code >= 128:
         return
     events = events_of(ending)
-    for channel, deliver in _channels(asked, environ):
+    for channel, deliver in _channels(asked, watch):
         for event in asked.on:
+            if watch.stop.is_set():
+                return  # it is told after the next sync
             try:
-                _tell(session, channel, event, events.get(event), ending, deliver)
+                _tell(watch, channel, event, events.get(event), ending, deliver)
             except PrewarmError as error:
                 log.warning("the notice of %s did not arrive: %s", event, printable(str(error)))
+            except Exception:
+                log.exception("a bug met the notice of %s", event)
 
 
 def _tell(
-    session: Session,
+    watch: Watch,
     channel: str,
     event: str,
     about: frozenset[str] | None,
     ending: Ending,
     deliver: Callable[[bytes], None],
 ) -> None:
-    now, ledger = session.clock().wall, session.ledger
+    now, ledger = watch.clock().wall, watch.ledger
     if about is None:
-        ledger.forget_told(event, channel)
+        if ending.run is not None:  # one that broke off knows of nothing that it is over
+            ledger.forget_told(event, channel)
         return
     try:
         before = ledger.told(event, channel)
@@ -138,12 +146,10 @@ def _tell(
     ledger.note_told(remembered(event, channel, about, before, now))
 
 
-def _channels(
-    asked: Notify, environ: Mapping[str, str]
-) -> Iterator[tuple[str, Callable[[bytes], None]]]:
+def _channels(asked: Notify, watch: Watch) -> Iterator[tuple[str, Callable[[bytes], None]]]:
     if asked.command:
         command = asked.command
-        yield "command", lambda text: run_command(command, text, environ)
+        yield "command", lambda text: run_command(command, text, watch.environ, watch.stop)
     if asked.webhook is not None:
         url = asked.webhook
-        yield "webhook", lambda text: post(url, text, environ)
+        yield "webhook", lambda text: post(url, text, watch.environ, watch.stop)

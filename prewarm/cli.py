@@ -224,18 +224,23 @@ def _sync(
     use_reserve: bool,
     follow: Follow | None = None,
 ) -> Report:
-    from prewarm.afterwards import told
+    from prewarm import clock
+    from prewarm.afterwards import Watch, told
     from prewarm.console import watching
     from prewarm.sync import Doing, sync
 
-    with _writing(settings, waiting, use_reserve=use_reserve) as (session, tools):
+    with _recording(settings, waiting) as (ledger, path):
 
         def synced() -> Report:
-            with watching(quiet=options.quiet) as progress:
+            with (
+                _copying(settings, ledger, path, use_reserve=use_reserve) as (session, tools),
+                watching(quiet=options.quiet) as progress,
+            ):
                 doing = Doing(tools, progress, session.stop)
                 return sync(session, asked, doing, scanner, follow)
 
-        return told(session, synced, _state_path(settings), os.environ, whole=not asked)
+        watch = Watch(settings, ledger, path, clock.now, os.environ, _stopping)
+        return told(watch, synced, whole=not asked)
 
 
 @cli.command()
@@ -253,7 +258,7 @@ def run(options: Global, listen: str | None) -> int:
     """
     from prewarm import clock
     from prewarm.config import find_config, load
-    from prewarm.daemon import Daemon, last_run
+    from prewarm.daemon import SLICE, Daemon, last_run
     from prewarm.health import Health
     from prewarm.notify_socket import (
         NotifySocket,
@@ -298,6 +303,7 @@ def run(options: Global, listen: str | None) -> int:
             alive=watchdog.allow,
             reloading=lambda begins: notify.send(*(reloading() if begins else ("READY=1",))),
         )
+        watchdog.allow(SLICE)  # /healthz may be asked before the loop goes
         with _served(address, lambda: daemon.settings, health, watchdog):
             notify.send("READY=1")
             daemon.serve(started, unfinished=unfinished)
@@ -741,11 +747,19 @@ def _writing(
     settings: Settings, waiting: float, *, use_reserve: bool = False
 ) -> Iterator[tuple[Session, Any]]:
     """Open what is needed to copy, with the locks of the state and of every target mirror."""
+    with (
+        _recording(settings, waiting) as (ledger, path),
+        _copying(settings, ledger, path, use_reserve=use_reserve) as found,
+    ):
+        yield found
+
+
+@contextmanager
+def _recording(settings: Settings, waiting: float) -> Iterator[tuple[Ledger, Path]]:
+    """Open the state, with its lock and that of every target mirror."""
     from prewarm import clock
-    from prewarm.edges import open_edges, open_tools
     from prewarm.ledger import Ledger
     from prewarm.state import exclusive, locks_for, prepare
-    from prewarm.sync import Session
 
     path = _state_path(settings)
     prepare(path, os.geteuid(), _typed())
@@ -753,6 +767,20 @@ def _writing(
     with (
         exclusive(locks_for(path, targets), clock.now(), waiting),
         Ledger.open(path) as ledger,
+    ):
+        yield ledger, path
+
+
+@contextmanager
+def _copying(
+    settings: Settings, ledger: Ledger, path: Path, *, use_reserve: bool
+) -> Iterator[tuple[Session, Any]]:
+    """Open the registries and skopeo; `path` is the ledger's file."""
+    from prewarm import clock
+    from prewarm.edges import open_edges, open_tools
+    from prewarm.sync import Session
+
+    with (
         open_edges(settings, os.environ) as edges,
         _cut_off(edges),
         open_tools(edges, path.parent / "skopeo", os.environ, home_folder(os.environ)) as tools,

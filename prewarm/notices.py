@@ -65,10 +65,10 @@ def broken_off(problem: Problem, exit_code: int, started: float, finished: float
     return Ending(exit_code, None, started, finished, (problem,), text)
 
 
-def bug_problem(error: Exception) -> Problem:
+def bug_problem(error: Exception, where: str = "sync") -> Problem:
     """Return the problem that a bug of ours is; what it says may be anything, so it is left out."""
-    text = f"a bug met the sync ({type(error).__name__})"
-    return Problem("error", "bug", "sync", text, "report it with the traceback in the log")
+    text = f"a bug met the {where} ({type(error).__name__})"
+    return Problem("error", "bug", where, text, "report it with the traceback in the log")
 
 
 def events_of(ending: Ending) -> dict[str, frozenset[str]]:

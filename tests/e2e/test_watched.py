@@ -186,6 +186,41 @@ def test_notice_that_fails_changes_nothing_and_is_tried_again(host: Host) -> Non
     assert len(notices(told)) == 1
 
 
+def test_signal_ends_a_sync_that_waits_for_its_command(host: Host) -> None:
+    command, told = pager(host)
+    up = host.folder / "up"
+    slow = host.folder / "slow"
+    slow.write_text(f"#!/bin/sh\ntouch {up}\nsleep 600\n")
+    slow.chmod(0o755)
+    host.configure(["gone:1"], notify={"command": [str(slow)]})
+    with host.start("sync") as process:
+        wait_until(up.exists, "notice")
+        process.send_signal(signal.SIGTERM)
+        # Long before the 30 s that a command has.
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "was not waited for: the run ends" in said
+    host.configure(["gone:1"], notify={"command": command})
+    host.sync(code=1)
+    assert len(notices(told)) == 1
+
+
+def test_sync_that_cannot_begin_is_told_and_measured(host: Host) -> None:
+    command, told = pager(host)
+    file, logins = host.folder / "prewarm.prom", host.folder / "auth.json"
+    logins.write_text("{")
+    watched = {"metrics": str(file), "notify": {"command": command}}
+    host.configure(["one:1"], authfile=str(logins), **watched)
+    finished = host.run("sync")
+    assert finished.returncode == 2
+    (notice,) = notices(told)
+    assert (notice["exit"], notice["run"]) == (2, None)
+    assert str(logins) in notice["text"]
+    (problem,) = notice["problems"]
+    found = parsed(file.read_text())
+    assert found[f"prewarm_problems{{code={problem['code']}}}{{severity=error}}"] == 1
+
+
 @contextmanager
 def daemon(host: Host) -> Iterator[tuple[Popen[str], str]]:
     """Run the daemon; yields it and where it serves."""
@@ -225,8 +260,16 @@ def test_run_serves_metrics_and_health(host: Host) -> None:
 def test_run_whose_sync_failed_is_not_healthy(host: Host) -> None:
     host.configure(["gone:1"])
     with daemon(host) as (_, url):
-        wait_until(lambda: ask(f"{url}/healthz")[0] == 503, "failure")
-        assert "gone" in ask(f"{url}/healthz")[1]
+        # From the first moment on it is well, until the sync has failed.
+        seen = [(200, "ok\n")]
+
+        def fails() -> bool:
+            seen.append(ask(f"{url}/healthz"))
+            return seen[-1][0] == 503
+
+        wait_until(fails, "failure")
+        assert set(seen[:-1]) == {(200, "ok\n")}
+        assert "gone" in seen[-1][1]
         assert parsed(ask(f"{url}/metrics")[1])["prewarm_problems{code=not-found}{severity=error}"]
 
 

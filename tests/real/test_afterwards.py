@@ -1,0 +1,107 @@
+"""What follows a sync that ended in an unusual way: its notices and its metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prewarm import clock
+from prewarm.afterwards import Watch, notify, told
+from prewarm.errors import PrewarmError, Problem
+from prewarm.ledger import Ledger
+from prewarm.notices import Ending
+from prewarm.report import Report
+from prewarm.settings import Notify, Settings
+
+FULL = Problem("error", "mirror-full", "http://m", "is full", "free disk")
+WAITING = Ending(1, "run-1", 1.0, 2.0, (FULL,), "1 image", frozenset({"docker.io budget"}))
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    """All events are told to a command that keeps each notice as a line of a file."""
+    page = tmp_path / "page"
+    page.write_text(f"#!/bin/sh\ncat >>{tmp_path}/notices\necho >>{tmp_path}/notices\n")
+    page.chmod(0o755)
+    settings = Settings(
+        tmp_path / "images.yml",
+        metrics=tmp_path / "prewarm.prom",
+        notify=Notify((str(page),), None, ("failure", "mirror-full", "budget")),
+    )
+    with Ledger.memory() as ledger:
+        path = tmp_path / "prewarm.db"
+        yield Watch(settings, ledger, path, clock.now, {"PATH": "/bin"}, threading.Event())
+
+
+def events(watch: Watch) -> list[Any]:
+    file = watch.state.parent / "notices"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line)["event"] for line in lines]
+
+
+def raises(error: Exception) -> Callable[[], Report]:
+    def sync() -> Report:
+        raise error
+
+    return sync
+
+
+def damage(ledger: Ledger) -> None:
+    """Let a run have a report that no version of prewarm writes."""
+    ledger.finish_run(ledger.start_run(clock.now()), 0, '{"problems": [{}]}', clock.now())
+
+
+def test_sync_that_broke_off_ends_no_event_but_is_one(watch: Watch) -> None:
+    notify(watch, replace(WAITING, exit_code=0))
+    assert events(watch) == ["mirror-full", "budget"]
+    with pytest.raises(PrewarmError):
+        told(watch, raises(PrewarmError("state", "the disk is full", "free it")), whole=True)
+    assert events(watch) == ["mirror-full", "budget", "failure"]
+    notify(watch, replace(WAITING, exit_code=0))
+    assert events(watch) == ["mirror-full", "budget", "failure"]
+    notify(watch, Ending(0, "run-2", 1.0, 2.0, (), "no image"))
+    notify(watch, WAITING)
+    assert events(watch)[3:] == ["failure", "mirror-full", "budget"]
+
+
+def test_notice_is_not_begun_where_the_run_is_to_end(watch: Watch) -> None:
+    watch.stop.set()
+    notify(watch, WAITING)
+    assert events(watch) == []
+    watch.stop.clear()
+    notify(watch, WAITING)
+    assert events(watch) == ["failure", "mirror-full", "budget"]
+
+
+@pytest.mark.parametrize("code", [75, 130, 143])
+def test_lock_and_signal_tell_nothing_and_end_no_event(watch: Watch, code: int) -> None:
+    notify(watch, WAITING)
+    notify(watch, Ending(code, None, 1.0, 2.0, (FULL,), "ended"))
+    notify(watch, WAITING)
+    assert events(watch) == ["failure", "mirror-full", "budget"]
+
+
+def test_bug_of_the_metrics_is_a_problem_of_the_report(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(watch.ledger)
+    with caplog.at_level(logging.ERROR, "prewarm"):
+        report = told(watch, lambda: Report("run", False, 1, 2, {}, (), ()), whole=True)
+    assert [(one.code, one.where) for one in report.problems] == [("bug", "metrics")]
+    assert report.exit_code == 3
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+    assert events(watch) == ["failure"]
+
+
+def test_bug_of_the_metrics_hides_no_failure(watch: Watch) -> None:
+    damage(watch.ledger)
+    with pytest.raises(PrewarmError, match="the disk is full"):
+        told(watch, raises(PrewarmError("state", "the disk is full", "free it")), whole=True)
+    assert events(watch) == ["failure"]
