@@ -130,7 +130,7 @@ def samples_of(
 
     `failure` is what broke off a sync that therefore has no report: the problem that is left.
     """
-    document = status_of(settings, ledger, now, state).document
+    document = status_of(settings, ledger, now, state, sizes=False).document
     return (
         *_budgets(document["budgets"]),
         *_mirrors(document),
