@@ -247,6 +247,81 @@ def test_alert_rules_pass_promtool() -> None:
     promtool("check", "rules", str(DOCS / "prewarm.rules.yml"))
 
 
+DAY_MINUTES = 24 * 60
+ERROR = 'prewarm_problems{instance="a",severity="error",code="tls"}'
+TELLS = 'prewarm_pulls_total{instance="a"}'
+
+
+@pytest.mark.parametrize(
+    ("series", "minutes", "firing"),
+    [
+        # A sync at night, a night without one, and the morning after the second.
+        ({"prewarm_last_success_timestamp_seconds": "0x700"}, 2 * DAY_MINUTES, ()),
+        ({"prewarm_last_success_timestamp_seconds": "0x700"}, 2900, ("PrewarmNoSuccess",)),
+        ({TELLS: "0x700"}, DAY_MINUTES - 5, ()),
+        ({TELLS: "0x700"}, DAY_MINUTES + 5, ("PrewarmNeverSucceeded",)),
+        (
+            {TELLS: "0x700", 'prewarm_last_success_timestamp_seconds{instance="a"}': "0x700"},
+            DAY_MINUTES + 5,
+            (),
+        ),
+        (
+            {TELLS: "0x100", 'prewarm_pulls_total{instance="b"}': "0x700"},
+            100 * 5 + 75,
+            ("PrewarmMetricsGone",),
+        ),
+        ({ERROR: "1x100"}, 55, ()),
+        ({ERROR: "1x100"}, 65, ("PrewarmProblem",)),
+        ({ERROR: "1x2 _x9 1x100"}, 65, ()),
+        ({ERROR.replace("error", "warning"): "1x100"}, 65, ()),
+        (
+            {'prewarm_problems{severity="error",code="mirror-full"}': "1x9"},
+            5,
+            ("PrewarmMirrorFull",),
+        ),
+        ({'prewarm_coverage_ratio{mirror="m"}': "0.79x700"}, DAY_MINUTES, ("PrewarmCoverageLow",)),
+        ({'prewarm_coverage_ratio{mirror="m"}': "0.8x700"}, DAY_MINUTES, ()),
+        ({"prewarm_pull_failures": "0x288 6x9"}, DAY_MINUTES + 10, ("PrewarmPullFailures",)),
+        ({"prewarm_pull_failures": "90x288 95x9"}, DAY_MINUTES + 10, ()),
+        ({"prewarm_pull_failures": "90x4600"}, 15 * DAY_MINUTES + 5, ("PrewarmPullFailuresStay",)),
+        ({"prewarm_pull_failures": "90-0.01x4600"}, 15 * DAY_MINUTES + 5, ()),
+        ({"prewarm_pull_failures": "20x4600"}, 15 * DAY_MINUTES + 5, ()),
+        (
+            {"prewarm_gitlab_token_expiry_timestamp_seconds": f"{15 * 86400}x700"},
+            DAY_MINUTES + 70,
+            ("PrewarmTokenExpires",),
+        ),
+        (
+            {"prewarm_gitlab_token_expiry_timestamp_seconds": f"{16 * 86400}x700"},
+            DAY_MINUTES + 70,
+            (),
+        ),
+    ],
+)
+def test_alerts_fire_when_they_should(
+    series: dict[str, str], minutes: int, firing: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A value each five minutes; `minutes`: when Prometheus is asked which alerts fire."""
+    case = {
+        "interval": "5m",
+        "input_series": [{"series": name, "values": text} for name, text in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                "eval_time": f"{minutes}m",
+                "exp_samples": [
+                    {"labels": f'{{alertname="{name}"}}', "value": 1} for name in firing
+                ],
+            }
+        ],
+    }
+    rules = str(DOCS / "prewarm.rules.yml")
+    test = {"rule_files": [rules], "evaluation_interval": "5m", "tests": [case]}
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test))
+    promtool("test", "rules", str(file))
+
+
 def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
     dashboard = json.loads((DOCS / "grafana.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
