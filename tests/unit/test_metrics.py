@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from prewarm.budget import Limit, Moment, Window
@@ -22,7 +24,7 @@ from prewarm.discover import token_expiry
 from prewarm.errors import PrewarmError, Problem
 from prewarm.exposition import text_of, write
 from prewarm.ledger import Ledger, Reservation
-from prewarm.metrics import METRICS, samples_of
+from prewarm.metrics import METRICS, PROBLEMS, PULLS, Sample, samples_of
 from prewarm.plan import Quota
 from prewarm.report import Report, to_json
 from prewarm.settings import Gitlab, Mirror, Settings
@@ -198,6 +200,17 @@ def test_text_passes_promtool(ledger: Ledger) -> None:
     promtool("check", "metrics", text=text_of(samples_of(SETTINGS, ledger, moment(40), STATE)))
 
 
+@given(st.text(), st.text())
+def test_text_holds_any_label_on_one_line(severity: str, code: str) -> None:
+    text = text_of((Sample(PULLS, (), 2), Sample(PROBLEMS, (severity, code), 1)))
+    families = text_string_to_metric_families(text.decode())
+    told = [(one.name, one.labels, one.value) for family in families for one in family.samples]
+    assert told == [
+        ("prewarm_pulls_total", {}, 2),
+        ("prewarm_problems", {"severity": severity, "code": code}, 1),
+    ]
+
+
 def test_write_replaces_the_file_for_everybody_to_read(tmp_path: Path) -> None:
     file = tmp_path / "prewarm.prom"
     file.write_text("old")
@@ -331,6 +344,20 @@ def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
     assert set(re.findall(r"\bprewarm_\w+", " ".join(queries))) == known
     assert used
     assert used <= known
+
+
+def test_dashboard_asks_in_promql_and_tells_hosts_apart(tmp_path: Path) -> None:
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [
+        {"record": "x", "expr": one["expr"], "labels": {"n": str(n)}}
+        for n, one in enumerate(targets)
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "x", "rules": rules}]}))
+    promtool("check", "rules", str(file))
+    # Every host calls its own mirror http://127.0.0.1:5000.
+    assert all("{{instance}}" in one["legendFormat"] for one in targets if "sum" not in one["expr"])
 
 
 def test_metrics_page_has_every_metric_as_it_is() -> None:
