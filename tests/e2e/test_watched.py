@@ -273,6 +273,17 @@ def test_run_whose_sync_failed_is_not_healthy(host: Host) -> None:
         assert parsed(ask(f"{url}/metrics")[1])["prewarm_problems{code=not-found}{severity=error}"]
 
 
+def test_run_whose_sync_cannot_begin_tells_it_in_its_metrics(host: Host) -> None:
+    logins = host.folder / "auth.json"
+    logins.write_text("{")
+    host.configure(["one:1"], authfile=str(logins))
+    with daemon(host) as (_, url):
+        wait_until(lambda: ask(f"{url}/healthz")[0] == 503, "failure")
+        assert str(logins) in ask(f"{url}/healthz")[1]
+        (found,) = [key for key in parsed(ask(f"{url}/metrics")[1]) if "prewarm_problems" in key]
+        assert found.endswith("{severity=error}")
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:9464", "9464", "[::]:1", "example.org:80", "::1:1"])
 def test_run_listens_on_loopback_alone(host: Host, address: str) -> None:
     host.configure(["one:1"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from prewarm.ledger import Ledger
 from prewarm.notices import Ending
 from prewarm.report import Report
 from prewarm.settings import Notify, Settings
+from tests.real.scripted import Scripted, reply
 
 FULL = Problem("error", "mirror-full", "http://m", "is full", "free disk")
 WAITING = Ending(1, "run-1", 1.0, 2.0, (FULL,), "1 image", frozenset({"docker.io budget"}))
@@ -35,8 +38,8 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         metrics=tmp_path / "prewarm.prom",
         notify=Notify((str(page),), None, ("failure", "mirror-full", "budget")),
     )
-    with Ledger.memory() as ledger:
-        path = tmp_path / "prewarm.db"
+    path = tmp_path / "prewarm.db"
+    with Ledger.open(path) as ledger:
         yield Watch(settings, ledger, path, clock.now, {"PATH": "/bin"}, threading.Event())
 
 
@@ -86,6 +89,34 @@ def test_lock_and_signal_tell_nothing_and_end_no_event(watch: Watch, code: int) 
     notify(watch, Ending(code, None, 1.0, 2.0, (FULL,), "ended"))
     notify(watch, WAITING)
     assert events(watch) == ["failure", "mirror-full", "budget"]
+
+
+def test_sync_of_named_images_that_breaks_off_tells_nobody(watch: Watch) -> None:
+    lost = PrewarmError("state", "the disk is full", "free it")
+    with pytest.raises(PrewarmError):
+        told(watch, raises(lost), whole=False)
+    assert events(watch) == []
+    text = (watch.state.parent / "prewarm.prom").read_text()
+    assert "prewarm_problems" not in text
+    assert "prewarm_pulls_total" in text
+
+
+def test_state_that_cannot_be_read_hinders_no_notice(watch: Watch) -> None:
+    with closing(sqlite3.connect(watch.state)) as sql, sql:
+        sql.execute("DROP TABLE notices")
+    notify(watch, WAITING)
+    assert events(watch) == ["failure", "mirror-full", "budget"]
+
+
+def test_channels_are_told_each_by_itself(watch: Watch) -> None:
+    with Scripted(lambda _: reply(503)) as site:
+        assert watch.settings.notify is not None
+        both = replace(watch.settings.notify, webhook=f"{site.url}/hook", on=("failure",))
+        watch = replace(watch, settings=replace(watch.settings, notify=both))
+        notify(watch, WAITING)
+        notify(watch, WAITING)
+        # Only who did not get it is told again.
+        assert (events(watch), len(site.requests)) == (["failure"], 2)
 
 
 def test_bug_of_the_metrics_is_a_problem_of_the_report(

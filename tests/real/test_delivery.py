@@ -33,8 +33,15 @@ def test_command_gets_the_json_its_arguments_and_no_secret(tmp_path: Path) -> No
     page = script(tmp_path, 'cat > "$1"; env > "$1.env"')
     out = tmp_path / "out; $(id)"
     secrets = {"PREWARM_GITLAB_TOKEN": "glpat-secret", "PGPASSFILE": "/secret"}
-    run_command([page, str(out)], BODY, {**ENVIRON, **secrets}, GO_ON)
+    proxies = {"HTTPS_PROXY": "http://proxy:1", "no_proxy": "local"}
+    run_command([page, str(out)], BODY, {**ENVIRON, **secrets, **proxies}, GO_ON)
     assert out.read_bytes() == BODY
+    assert (
+        proxies.items()
+        <= dict(
+            line.split("=", 1) for line in (tmp_path / "out; $(id).env").read_text().splitlines()
+        ).items()
+    )
     assert "secret" not in (tmp_path / "out; $(id).env").read_text()
 
 
@@ -115,6 +122,14 @@ def test_webhook_gets_the_json_by_post() -> None:
     assert (request.method, request.path) == ("POST", "/hooks/s3cret")
     assert request.headers["content-type"] == "application/json"
     assert json.loads(request.body) == json.loads(BODY)
+
+
+def test_webhook_is_asked_through_the_proxy_of_the_environment() -> None:
+    with Scripted(lambda _: reply(200)) as proxy:
+        environ = {**ENVIRON, "HTTP_PROXY": proxy.url}
+        post("http://chat.example.org/hooks/s3cret", BODY, environ, GO_ON)
+        (request,) = proxy.requests
+    assert request.headers["host"] == "chat.example.org"
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])

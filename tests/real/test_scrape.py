@@ -144,6 +144,14 @@ def test_port_that_is_taken_is_told_with_a_cure() -> None:
         Scrape(("127.0.0.1", port), lambda: TEXT, str)
 
 
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:", ":9464", "127.0.0.1", "[127.0.0.1]:1"]
+)
+def test_address_that_is_none_is_told(text: str) -> None:
+    with pytest.raises(UsageError, match="no address"):
+        address_of(text)
+
+
 @pytest.mark.parametrize("text", ["127.0.0.1:9464", "localhost:0", "[::1]:9464", "127.9.9.9:1"])
 def test_address_of_loopback(text: str) -> None:
     host, port = address_of(text)

@@ -23,6 +23,7 @@ from prewarm.budget import Limit, Moment, Window
 from prewarm.discover import token_expiry
 from prewarm.errors import PrewarmError, Problem
 from prewarm.exposition import text_of, write
+from prewarm.history import Count, Key, Mark
 from prewarm.ledger import Ledger, Reservation
 from prewarm.metrics import METRICS, PROBLEMS, PULLS, Sample, samples_of
 from prewarm.plan import Quota
@@ -95,6 +96,8 @@ def test_metrics_of_an_empty_state_are_zero_or_absent(ledger: Ledger) -> None:
     found = values(ledger)
     assert set(found.values()) == {0.0}
     assert {name for name, _ in found} == FIRST_SAMPLES
+    text = text_of(samples_of(SETTINGS, ledger, moment(), STATE)).decode()
+    assert set(re.findall("^# TYPE (\\w+)", text, re.MULTILINE)) == FIRST_SAMPLES
 
 
 def test_metrics_tell_budget_runs_problems_and_mirrors(ledger: Ledger) -> None:
@@ -190,6 +193,11 @@ def test_metrics_tell_the_tokens_expiry_with_a_gitlab_only(ledger: Ledger) -> No
     key = ("prewarm_gitlab_token_expiry_timestamp_seconds", ())
     assert values(ledger, settings=with_gitlab)[key] == WALL + 86400
     assert values(ledger, settings=with_gitlab)[("prewarm_pull_failures", ())] == 0
+    for days_ago, failures in ((0, 1), (3, 4), (20, 50)):
+        key_of_day = Key(1, "build", 1, "linux/amd64", int(WALL // 86400) - days_ago)
+        ran = Count(9, failures, WALL, 7)
+        ledger.add_history({key_of_day: ran}, {1: Mark(9, WALL)}, {}, {1: "team/app"})
+    assert values(ledger, settings=with_gitlab)[("prewarm_pull_failures", ())] == 5
     assert key not in values(ledger)
 
 

@@ -6,9 +6,24 @@ import json
 
 import pytest
 
+from prewarm.copying import Outcome
+from prewarm.demand import Want
 from prewarm.errors import Problem
 from prewarm.ledger import Told
-from prewarm.notices import AGAIN, Ending, body, broken_off, bug_problem, due, events_of, remembered
+from prewarm.notices import (
+    AGAIN,
+    Ending,
+    body,
+    broken_off,
+    bug_problem,
+    due,
+    ending_of,
+    events_of,
+    remembered,
+)
+from prewarm.plan import Defer, Seen
+from prewarm.reference import parse
+from prewarm.report import Report
 
 ERROR = Problem("error", "unreachable", "docker.io", "does not answer", "try later")
 FULL = Problem("error", "mirror-full", "http://m", "is full", "free disk")
@@ -79,6 +94,37 @@ def test_body_names_event_cause_and_cure() -> None:
     )
     assert (told["version"], told["exit"], told["run"]) == (1, 1, "run-1")
     assert [one["code"] for one in told["problems"]] == ["not-found", "unreachable"]
+
+
+def test_body_tells_what_each_event_is_about() -> None:
+    ended = ending(1, ERROR, FULL, waits=frozenset({"docker.io budget"}))
+    told = {
+        event: body(event, ended, "h")["text"] for event in ("failure", "mirror-full", "budget")
+    }
+    assert told == {
+        "failure": "prewarm on h: failure: docker.io: does not answer; try later (and 1 more); "
+        "1 image: 1 failed",
+        "mirror-full": "prewarm on h: mirror-full: http://m: is full; free disk; 1 image: 1 failed",
+        "budget": "prewarm on h: budget: 1 image: 1 failed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "waits"),
+    [
+        ("budget", {"docker.io budget"}),
+        ("project-share", {"docker.io project-share"}),
+        ("upstream-quota", {"docker.io upstream-quota"}),
+        ("mirror-full", set()),
+        ("interrupted", set()),
+    ],
+)
+def test_ending_of_a_report_tells_what_waits_for_pulls(code: str, waits: set[str]) -> None:
+    want = Want(parse("redis:7"), (), ("pin",), "images.yml:3")
+    waiting = Outcome(Defer(want, Seen(), None, code, "", None), None, (), 0, 0)
+    ended = ending_of(Report("run-1", False, 1.0, 2.0, {}, (waiting,), (ERROR,)))
+    assert ended.waits == waits
+    assert (ended.exit_code, ended.run, ended.summary["deferred"]) == (1, "run-1", 1)
 
 
 def test_body_of_a_bug_shows_nothing_that_it_said() -> None:
