@@ -143,7 +143,10 @@ def _tell(
         return
     deliver(json.dumps(body(event, ending, socket.gethostname())).encode())
     log.info("told of %s by %s", event, channel)
-    ledger.note_told(remembered(event, channel, about, before, now))
+    try:
+        ledger.note_told(remembered(event, channel, about, before, now))
+    except PrewarmError as error:
+        log.warning("the notice of %s may come again: %s", event, printable(str(error)))
 
 
 def _channels(asked: Notify, watch: Watch) -> Iterator[tuple[str, Callable[[bytes], None]]]:

@@ -101,11 +101,16 @@ def test_sync_of_named_images_that_breaks_off_tells_nobody(watch: Watch) -> None
     assert "prewarm_pulls_total" in text
 
 
-def test_state_that_cannot_be_read_hinders_no_notice(watch: Watch) -> None:
+def test_state_that_cannot_be_read_hinders_no_notice(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
     with closing(sqlite3.connect(watch.state)) as sql, sql:
         sql.execute("DROP TABLE notices")
-    notify(watch, WAITING)
+    with caplog.at_level(logging.WARNING, "prewarm"):
+        notify(watch, WAITING)
     assert events(watch) == ["failure", "mirror-full", "budget"]
+    logged = [record.getMessage().partition(": ")[0] for record in caplog.records]
+    assert logged == [f"the notice of {event} may come again" for event in events(watch)]
 
 
 def test_channels_are_told_each_by_itself(watch: Watch) -> None:
