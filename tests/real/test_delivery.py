@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,25 @@ def test_webhook_that_is_asked_is_not_waited_for_when_the_run_ends() -> None:
             post(f"{site.url}/hooks/s3cret", BODY, ENVIRON, stop, timeout=600.0)
         assert not over.is_set()
         over.set()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_webhook_that_answers_letter_by_letter_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            client, _ = server.accept()
+            with client, suppress(OSError):
+                for _ in range(200):
+                    client.sendall(b"x")
+                    time.sleep(0.05)
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/hooks/s3cret"
+        with pytest.raises(PrewarmError, match="gave no answer within") as caught:
+            post(url, BODY, ENVIRON, GO_ON, timeout=0.5)
+        dripping.join()
     assert "s3cret" not in str(caught.value)
 
 
