@@ -24,6 +24,7 @@ from prewarm.ledger import Known
 from prewarm.platforms import ALL, DEFAULT
 from prewarm.reference import parse
 from prewarm.settings import Limits, Mirror, Pin, Settings, Upstream
+from tests.support.kubernetes import assert_manifest_is_valid
 
 HUB = Upstream("docker.io", "https://registry-1.docker.io")
 QUAY = Upstream("quay.io", "https://quay.io")
@@ -381,6 +382,7 @@ def test_gitlab_runner_has_parts_for_each_executor_and_for_dind() -> None:
     (runner,) = tomllib.loads(files["kubernetes.toml"].text)["runners"]
     (volume,) = runner["kubernetes"]["volumes"]["config_map"]
     configmap = yaml.safe_load(files["dind-configmap.yaml"].text)
+    assert_manifest_is_valid(configmap)
     assert volume["name"] == configmap["metadata"]["name"]
     assert volume["mount_path"] == "/etc/docker/daemon.json"
     assert json.loads(configmap["data"][volume["sub_path"]]) == daemon
@@ -420,6 +422,11 @@ def test_kubernetes_is_a_policy_of_v1_and_its_binding() -> None:
     for expression, containers in zip(expressions, lists, strict=True):
         assert f"path: '/spec/{containers}/' + string(i) + '/image'" in expression
     assert [one["patchType"] for one in spec["mutations"]] == ["JSONPatch"] * 3
+
+
+def test_kubernetes_policy_and_binding_are_of_the_api() -> None:
+    for document in policy(settings(SECURE), known("docker.io/library/golang:1", SECURE)):
+        assert_manifest_is_valid(document)
 
 
 def test_kubernetes_lists_what_mirrors_serve_each_at_the_first_that_has_it() -> None:
