@@ -281,8 +281,10 @@ def test_containerfile_copies_what_is_there_and_installs_what_the_lock_pins() ->
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", CONTAINERFILE, re.MULTILINE)
     names = [name for line in copied for name in line.split()]
     assert [name for name in names if not (ROOT / name).exists()] == []
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"prewarm", "pyproject.toml", project["readme"], *project["license-files"]} <= set(names)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert needed | {*wheel["packages"], *wheel.get("shared-data", ())} <= set(names)
     asked = [line for line in CONTAINERFILE.splitlines() if "pip " in line]
     indexed = [line for line in asked if "--no-index" not in line and "uninstall" not in line]
     assert len(indexed) == 1, "only one step asks an index"
@@ -312,9 +314,15 @@ def console_lines() -> Iterator[str]:
 def prewarm_commands() -> Iterator[list[str]]:
     """Yield the arguments of each prewarm that the page starts."""
     for line in console_lines():
-        command = line.removeprefix("sudo ").removeprefix("-u prewarm ")
+        command = re.sub(r"^sudo (-u prewarm )?(-g docker )?", "", line)
         if command.startswith("prewarm "):
             yield shlex.split(command, comments=True)[1:]
+
+
+@pytest.mark.parametrize("text", [INSTALL, PUPPET, CONTAINERFILE], ids=["page", "class", "image"])
+def test_release_is_this_version_everywhere(text: str) -> None:
+    assert set(re.findall(r"(?<![\w./])prewarm[-:](\d[\d.]*\d)", text)) <= {__version__}
+    assert __version__ in text
 
 
 def test_install_page_types_commands_and_options_that_prewarm_has() -> None:
@@ -332,7 +340,7 @@ def test_page_names_units_that_are_there(text: str) -> None:
     """Those in systemd/, and those that client-config registry prints."""
     printed = client_config_units()
     there = {path.name for path in (ROOT / "systemd").iterdir()} | printed
-    named = set(re.findall(r"\bprewarm[a-z-]*\.(?:service|timer)\b", text))
+    named = set(re.findall(r"\bprewarm[a-z-]*@?\.(?:service|timer)\b", text))
     assert named
     assert named - there == set()
 
