@@ -292,6 +292,13 @@ def test_containerfile_copies_what_is_there_and_installs_what_the_lock_pins() ->
     assert "--requirement requirements.lock" in CONTAINERFILE
 
 
+def test_containerfile_installs_extras_that_prewarm_has() -> None:
+    """pip only warns of one that is not there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extra,) = re.findall(r"'prewarm\[([a-z]+)\]'", CONTAINERFILE)
+    assert extra in project["optional-dependencies"]
+
+
 def test_containerfile_starts_prewarm_itself_and_has_skopeo() -> None:
     final = CONTAINERFILE.rpartition("\nFROM ")[2]
     assert final.splitlines()[-1] == 'ENTRYPOINT ["prewarm"]'
