@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from prewarm.clock import Clock
-from prewarm.console import printable
 from prewarm.delivery import post, run_command
 from prewarm.errors import PrewarmError, Problem
 from prewarm.ledger import Ledger
@@ -33,6 +32,7 @@ from prewarm.notices import (
 )
 from prewarm.report import Report
 from prewarm.settings import Notify, Settings
+from prewarm.words import printable
 
 log = logging.getLogger("prewarm")
 

@@ -402,9 +402,9 @@ def scan(
 def _scan_file(file: Path, root: str | None) -> Scan:
     from prewarm import clock
     from prewarm.checkout import find_root
-    from prewarm.console import printable
     from prewarm.evaluate import evaluate_file
     from prewarm.findings import of_file, without_image
+    from prewarm.words import printable
 
     evaluation = evaluate_file(file, Path(root) if root is not None else find_root(file))
     if evaluation.bare:

@@ -17,7 +17,7 @@ from prewarm.copying import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
 from prewarm.report import Report, explained, platforms_of, sentence, to_json, when
-from prewarm.words import counted, duration_words, size_words
+from prewarm.words import counted, duration_words, printable, size_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -152,13 +152,6 @@ def _say(text: str) -> None:
     """Print a line; in colour only on a terminal that has some, and never with NO_COLOR set."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     click.echo(text, color=False if plain else None)
-
-
-def printable(text: str) -> str:
-    """Return the text without control characters: names and answers come from anybody."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
 
 
 def show_status(status: Status, *, as_json: bool) -> None:

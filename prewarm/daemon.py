@@ -13,13 +13,13 @@ from typing import Final
 
 from prewarm.budget import Moment
 from prewarm.clock import Clock
-from prewarm.console import printable
 from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, Problem
 from prewarm.ledger import Run
 from prewarm.plan import Defer
 from prewarm.report import Report, sentence, when
 from prewarm.settings import Settings
 from prewarm.timetable import Timetable
+from prewarm.words import printable
 
 log = logging.getLogger("prewarm")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prewarm.console import printable
 from prewarm.errors import AlreadyRunningError, PrewarmError, Problem
 from prewarm.notices import bug_problem
 from prewarm.report import Report, sentence
+from prewarm.words import printable
 
 
 @dataclass

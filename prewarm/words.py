@@ -1,10 +1,17 @@
-"""Numbers, sizes and durations in words, for every text that people read (pure)."""
+"""What every text for people has in common: numbers, sizes and durations in words (pure)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters: names and answers come from anybody."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def counted(number: int, noun: str) -> str:
