@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -16,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from prewarm.errors import PrewarmError
 from prewarm.metrics import METRICS, Sample
+from prewarm.replacing import replace_file
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -52,15 +51,7 @@ def write(path: Path, text: bytes) -> None:
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no file")  # root could replace /dev/null
         # The collector reads *.prom alone, so what a killed run leaves is not read.
-        descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), 0o644)
-            Path(made).replace(path)
-        except BaseException:
-            Path(made).unlink(missing_ok=True)
-            raise
+        replace_file(path, text, 0o644)
     except OSError as error:
         raise PrewarmError(
             "metrics",
