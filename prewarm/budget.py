@@ -127,6 +127,29 @@ def next_free(spends: Iterable[Spend], window: Window, cost: int) -> float | Non
     return soonest
 
 
+def loads(spends: Iterable[Spend], window: Window, seconds: float) -> tuple[tuple[float, int], ...]:
+    """Return what each window held that ended within the last `seconds`: (seconds ago, pulls).
+
+    The oldest first; each holds until the next. The last is now, and what `used` tells. To be whole
+    the spends go back a window more than that.
+    """
+    changes = {float(seconds): 0, 0.0: 0}
+    for spend in spends:
+        age = 0.0 if spend.in_flight else max(0.0, spend.age)
+        gone = age - window.seconds
+        if gone < seconds:
+            since = min(age, float(seconds))
+            changes[since] = changes.get(since, 0) + spend.pulls
+            if gone >= 0:
+                changes[gone] = changes.get(gone, 0) - spend.pulls
+    held = 0
+    steps = []
+    for ago in sorted(changes, reverse=True):
+        held += changes[ago]
+        steps.append((ago, held))
+    return tuple(steps)
+
+
 class Forecast:
     """When each of a sequence of costs will be spent, most wanted first.
 

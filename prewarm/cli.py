@@ -476,6 +476,40 @@ def status(options: Global, as_json: bool) -> int:
     return 0
 
 
+@cli.command("report")
+@click.option(
+    "--html",
+    "file",
+    metavar="FILE",
+    required=True,
+    help="Write the page there, in the place of an older one; `-` is stdout.",
+)
+@_global
+def report_command(options: Global, file: str) -> int:
+    """Write one self-contained page on how it goes; from the state alone, without a network.
+
+    Coverage over time, pulls against the budget, the most used images with their states, what
+    waits and until when, problems with their cures, the last syncs.
+    """
+    from prewarm import clock
+    from prewarm.overview import overview_of
+    from prewarm.page import page
+    from prewarm.replacing import replace_file
+
+    settings = options.settings()
+    path = _state_path(settings)
+    with _reading(path) as ledger:
+        text = page(overview_of(settings, ledger, clock.now(), path))
+    if file == "-":
+        click.echo(text, nl=False)
+        return 0
+    try:
+        replace_file(Path(file), text.encode())
+    except OSError as error:
+        raise UsageError("write", f"{file}: {error.strerror}", "name another file") from error
+    return 0
+
+
 @cli.command("simulate")
 @click.option(
     "--budget",

@@ -16,7 +16,12 @@ _OPEN_NAMES: Final = 3
 _WIDTH: Final = 11
 _LONGEST: Final = 200
 """Characters of a line that CI's authors write."""
-_STATES: Final = {"fresh": "warm", "stale": "stale", "missing": "missing", "unknown": "no answer"}
+STATE_WORDS: Final = {
+    "fresh": "warm",
+    "stale": "stale",
+    "missing": "missing",
+    "unknown": "no answer",
+}
 _BESIDE: Final = {
     "present": "",
     "stale": " (older)",
@@ -165,13 +170,13 @@ def _upstream(told: dict[str, Any], *, verbose: bool) -> Iterator[str]:
 def _mirror(told: dict[str, Any], url: str, verbose: bool) -> Iterator[str]:
     mirror = told["mirrors"][url]
     width = max(map(len, told["mirrors"]))
-    state = _STATES[mirror["state"]]
+    state = STATE_WORDS[mirror["state"]]
     alike = set(mirror["platforms"].values()) == {mirror["state"]}
     platforms = ", ".join(
         name if alike else name + _BESIDE[has] for name, has in mirror["platforms"].items()
     )
     if mirror["state"] == "unknown" and mirror["last_state"]:
-        platforms = f"{_STATES[mirror['last_state']]} on {_time(mirror['last_seen'])}"
+        platforms = f"{STATE_WORDS[mirror['last_state']]} on {_time(mirror['last_seen'])}"
     digest = f"  {mirror['digest']}" if verbose and mirror["digest"] else ""
     yield f"{url:{width}}  {state:9}  {platforms}{digest}".rstrip()
     if mirror["error"]:

@@ -26,6 +26,7 @@ from prewarm.observe import required_of
 from prewarm.plan import Quota
 from prewarm.report import budget_json, iso
 from prewarm.settings import Allowance, Mirror, Settings
+from prewarm.usage import UsedImage
 
 _WEEK: Final = 7 * DAY
 
@@ -39,6 +40,10 @@ class Status:
     earlier: tuple[int, float] | None = None
     """Days, and the coverage so long ago: a week, or as far as the series goes back; None where it
     goes back less than a day."""
+    used: tuple[UsedImage, ...] = ()
+    """What CI used within the history window, of any registry."""
+    known: tuple[Known, ...] = ()
+    """The last known state of each image on each mirror."""
 
 
 def status_of(
@@ -52,7 +57,8 @@ def status_of(
     finished = [run for run in runs if run.report is not None]
     last = json.loads(finished[0].report or "{}") if finished else {}
     known = standing(settings, ledger.states(), ledger, now.wall)
-    uses = uses_of(settings, used_of_late(settings, ledger, now.wall))
+    used = used_of_late(settings, ledger, now.wall)
+    uses = uses_of(settings, used)
     failing = {problem["where"] for problem in last.get("problems", [])}
     covered = coverages(settings, known, uses, failing, now.wall)
     series = {mirror: series_of(settings, ledger, now.wall, mirror) for mirror in covered}
@@ -82,6 +88,8 @@ def status_of(
             "runs": [_run(run) for run in runs],
         },
         _earlier(series[ALL_MIRRORS], now.wall),
+        used,
+        known,
     )
 
 
