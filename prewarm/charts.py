@@ -151,7 +151,8 @@ def peaks(steps: Points, start: float, end: float) -> list[tuple[float, float]]:
     for (since, value), (until, _) in pairwise([*steps, (end, 0.0)]):
         first = math.floor((max(since, start) - start) / length)
         last = math.ceil((min(until, end) - start) / length)
-        for part in range(first, min(_BINS, last)):
+        # However short a value held, it is seen.
+        for part in range(first, min(_BINS, max(first + 1, last))):
             found[part] = max(found.get(part, 0.0), value)
     levels = [found.get(part, 0.0) for part in range(_BINS)]
     changes = [
@@ -289,7 +290,7 @@ def _times(start: float, end: float) -> list[Markup]:
 
 
 def _time(percent: float, label: str, *, minor: bool) -> Markup:
-    anchor = "start" if percent < 6 else "end" if percent > 94 else "middle"
+    anchor = "start" if percent < 7 else "end" if percent > 93 else "middle"
     return element(
         "text",
         label,

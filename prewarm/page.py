@@ -133,7 +133,9 @@ def _lead(seen: Overview) -> Iterator[str]:
             "and are not counted."
         )
     if len(told["mirrors"]) > 1:
-        yield " An image counts as served where every mirror holds it."
+        failing = any(one["state"] not in ("ok", "unknown") for one in told["mirrors"])
+        rest = ", less those with a problem" if failing else ""
+        yield f" An image counts as served where every mirror holds it{rest}."
 
 
 def _tiles(seen: Overview) -> Markup:
@@ -417,44 +419,41 @@ def _mirrors(seen: Overview) -> Markup:
 
 def _images(seen: Overview) -> Markup:
     uses = _has_uses(seen)
+    title = "Most used images" if uses else "Wanted images"
     if not seen.images:
-        return _section(
-            "images",
-            "Most used images" if seen.history else "Wanted images",
-            element("p", "None is known yet: run prewarm scan, or prewarm sync."),
-        )
+        text = "None is known yet: run prewarm scan, or prewarm sync."
+        return _section("images", title, element("p", text))
     hosts = [_host(one["url"]) for one in seen.status.document["mirrors"]]
     if len(hosts) == 1:
         hosts = ["state"]
-    heads = ["image", *(("jobs", "projects") if uses else ()), *hosts, "what is next"]
+    heads = ["image", *hosts, *(("jobs", "projects") if uses else ()), "what is next"]
     rows = []
     for shown in seen.images[:IMAGES_SHOWN]:
         use = shown.used
         numbers = (f"{use.jobs:,}", f"{use.projects:,}") if use else ()
         states = map(_state, shown.states)
-        rows.append((_image(shown.image), *numbers, *states, _next(shown, seen.now)))
-    few = len(seen.images) <= IMAGES_SHOWN
-    number = _counted(len(seen.images), "image")
-    if uses:
-        within = duration_words(seen.history or 0)
-        what = f"used by CI in {within}"
-        caption = f"The {number} {what}" if few else f"The {IMAGES_SHOWN} most used of {number}"
-        if not few:
-            caption += f" {what}"
-    else:
-        caption = (
-            f"The {number} that are wanted"
-            if few
-            else f"The first {IMAGES_SHOWN} of {number} that are wanted"
-        )
+        rows.append((_image(shown.image), *states, *numbers, _next(shown, seen.now)))
+    after = len(hosts) + 1
     return _section(
         "images",
-        "Most used images" if uses else "Wanted images",
+        title,
         _table(
-            caption, heads, rows,
-            numbers=[1, 2] if uses else [], classes={len(heads) - 1: "why"},
+            _images_caption(seen, uses=uses),
+            heads,
+            rows,
+            numbers=[after, after + 1] if uses else [],
+            classes={len(heads) - 1: "why"},
         ),
-    )  # fmt: skip
+    )
+
+
+def _images_caption(seen: Overview, *, uses: bool) -> str:
+    number = _counted(len(seen.images), "image")
+    more = len(seen.images) > IMAGES_SHOWN
+    if not uses:
+        return f"The first {IMAGES_SHOWN} of {number}" if more else f"All {number}, by rank"
+    of = f"The {IMAGES_SHOWN} most used of {number}" if more else f"All {number}"
+    return f"{of} that CI used in {duration_words(seen.history or 0)}"
 
 
 def _next(shown: Shown, now: float) -> str:

@@ -25,6 +25,7 @@ body {
   -webkit-text-size-adjust: 100%; text-size-adjust: 100%; overflow-wrap: anywhere;
 }
 h1 { font-size: clamp(1.3rem, 1rem + 1.8vw, 1.9rem); line-height: 1.2; margin: .25rem 0 .75rem; }
+h1, p { text-wrap: pretty; }
 h1 data { display: block; font-size: clamp(3rem, 2rem + 6vw, 5rem); letter-spacing: -.03em;
   line-height: 1.05; color: var(--accent); font-variant-numeric: tabular-nums; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3.5rem 0 .35rem; }
@@ -44,6 +45,7 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans M
 .tiles a:hover, .tiles a:focus-visible { outline: 2px solid var(--accent); }
 .tiles strong { display: block; font-size: 1.6rem; line-height: 1.3; font-weight: 650;
   font-variant-numeric: tabular-nums; }
+.tiles strong time { white-space: normal; }
 .tiles small { display: block; font-size: .875rem; line-height: 1.45; color: var(--dim); }
 .tiles .alarm { background: var(--alarm-soft); }
 .tiles .alarm strong { color: var(--alarm); }
@@ -69,7 +71,13 @@ svg { display: block; overflow: visible; }
 .spark { width: 7rem; height: 28px; }
 .key { display: inline-block; width: 1.6em; height: .9em; margin-inline-end: .4em;
   vertical-align: -.08em; border: 1px solid var(--edge); }
-.scroll { overflow-x: auto; margin: .5rem 0 1rem; border-block: 1px solid var(--edge); }
+/* A shadow at the side where more of the table is. */
+.scroll { overflow-x: auto; margin: .5rem 0 1rem; border-block: 1px solid var(--edge);
+  background:
+    linear-gradient(90deg, var(--ground) 40%, transparent) left / 2rem 100% no-repeat local,
+    linear-gradient(270deg, var(--ground) 40%, transparent) right / 2rem 100% no-repeat local,
+    linear-gradient(90deg, var(--edge), transparent) left / .6rem 100% no-repeat,
+    linear-gradient(270deg, var(--edge), transparent) right / .6rem 100% no-repeat; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { width: 100%; border-collapse: collapse; font-size: .925rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
@@ -96,6 +104,8 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--edge);
 @media (max-width: 36rem) {
   body { padding: 1.5rem 1rem 3rem; }
   .minor { display: none; }
+  .tiles strong { font-size: 1.35rem; }
+  tbody th { min-width: 7.5rem; }
   .tiles li:first-child:nth-last-child(odd) { grid-column: 1 / -1; }
   h2 { margin-top: 2.75rem; }
 }

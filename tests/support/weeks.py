@@ -76,17 +76,17 @@ _TAGS: Final = {
 PROBLEMS: Final = (
     {
         "severity": "error",
-        "code": "mirror-full",
-        "where": FAR,
-        "problem": f"{FAR} took no upload: no space left on device",
-        "cure": "free space there, or write max_size: and run prewarm prune",
+        "code": "not-found",
+        "where": "images.yml:14",
+        "problem": "docker.io/library/golang:1.99: docker.io has no such image or tag",
+        "cure": "correct the name, or remove it",
     },
     {
         "severity": "warning",
-        "code": "not-found",
-        "where": "releng/blubber",
-        "problem": "docker.io/library/golang:1.99: docker.io knows no such tag",
-        "cure": "correct image: in .gitlab-ci.yml of releng/blubber",
+        "code": "private",
+        "where": "team3/project-12",
+        "problem": "docker.io/acme/internal:2: only an account can see it, and mirrors are open",
+        "cure": "pin it in images.yml, if everybody near the mirror may have it",
     },
 )
 

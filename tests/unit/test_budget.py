@@ -16,6 +16,7 @@ from prewarm.budget import (
     Moment,
     Spend,
     Window,
+    loads,
     next_free,
     remaining,
     upstream_allows,
@@ -121,6 +122,20 @@ def test_next_free_any_spends_is_the_first_second_with_room(spends: list[Spend],
 
     free = next_free(spends, window, cost)
     assert free == next(second for second in range(101) if fits(second))
+
+
+@given(spend_lists, st.integers(0, 150))
+def test_loads_are_what_was_used_at_each_time(spends: list[Spend], seconds: int) -> None:
+    window = Window(8, 50)
+    steps = loads(spends, window, seconds)
+    assert (steps[0][0], steps[-1]) == (seconds, (0.0, used(spends, window)))
+    for ago in range(1, seconds + 1):
+        then = [
+            Spend(spend.age - ago, spend.pulls)
+            for spend in spends
+            if not spend.in_flight and spend.age >= ago
+        ]
+        assert [held for since, held in steps if since >= ago][-1] == used(then, window)
 
 
 # Forecast
