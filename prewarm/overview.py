@@ -150,7 +150,7 @@ def _images(
     return tuple(
         Shown(
             name,
-            tuple(_state(states, name, mirror) for mirror in targets),
+            _states(states, name, targets),
             used.get(name),
             told.get(name, {}),
         )
@@ -158,10 +158,14 @@ def _images(
     )
 
 
-def _state(states: Mapping[tuple[str, str], str], image: str, mirror: Mirror) -> str | None:
-    if not mirror.serves(parse(image).registry):
-        return None
-    return states.get((image, mirror.url), "missing")
+def _states(
+    states: Mapping[tuple[str, str], str], image: str, targets: Iterable[Mirror]
+) -> tuple[str | None, ...]:
+    registry = parse(image).registry
+    return tuple(
+        states.get((image, mirror.url), "missing") if mirror.serves(registry) else None
+        for mirror in targets
+    )
 
 
 def _spending(ledger: Ledger, registry: str, budget: Mapping[str, Any], now: Moment) -> Spending:

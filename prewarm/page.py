@@ -27,6 +27,8 @@ IMAGES_SHOWN: Final = 40
 WAITING_SHOWN: Final = 20
 _WAITING_MOST: Final = 300
 PROBLEMS_SHOWN: Final = 20
+_FALL: Final = 0.05
+"""Of the coverage: one that is told."""
 _LONGEST: Final = 160
 """Characters of a name or a reason that others write."""
 _ENDINGS: Final = {
@@ -288,16 +290,25 @@ def _coverage(seen: Overview) -> Markup:
 
 
 def _coverage_sentence(series: Sequence[tuple[float, float]], now: float | None) -> str:
-    first, lowest = series[0], min(series, key=lambda point: point[1])
-    since = when(first[0]).split(" ", 1)[1].rsplit(" ", 2)[0]
-    present = series[-1][1] if now is None else now
+    first = series[0]
     if len(series) == 1:
-        return f"The first sync, on {since}, noted {percent(first[1])}."
-    low = when(lowest[0]).split(" ", 1)[1].rsplit(" ", 2)[0]
-    dip = ""
-    if lowest[1] < min(first[1], present):
-        dip = f" It was lowest on {low}, at {percent(lowest[1])}."
-    return f"From {percent(first[1])} on {since} to {percent(present)} now.{dip}"
+        return f"The first sync, on {_date(first[0])}, noted {percent(first[1])}."
+    present = series[-1][1] if now is None else now
+    says = f"From {percent(first[1])} on {_date(first[0])} to {percent(present)} now."
+    high, (at, low) = _deepest_fall(series)
+    if high - low < _FALL:
+        return says
+    return f"{says} On {_date(at)} it had fallen from {percent(high)} to {percent(low)}."
+
+
+def _deepest_fall(series: Sequence[tuple[float, float]]) -> tuple[float, tuple[float, float]]:
+    """Return how high it was, and the point to which it fell furthest from there."""
+    high = series[0][1]
+    falls = []
+    for point in series:
+        high = max(high, point[1])
+        falls.append((high, point))
+    return max(falls, key=lambda fall: fall[0] - fall[1][1])
 
 
 def _failures(seen: Overview) -> Markup:
@@ -407,11 +418,12 @@ def _mirrors(seen: Overview) -> Markup:
         share = "" if coverage is None else element("data", percent(coverage), value=coverage)
         state = one["state"]
         rows.append((_code(one["url"]), state, share, drawn, size_words(one["bytes"]), one["mode"]))
+    what = "CI's uses" if _has_uses(seen) else "the wanted images"
     heads = ["mirror", "state", "serves", "over time", "written", "mode"]
     return _section(
         "mirrors",
         "Mirrors",
-        _table("What each mirror serves of CI's uses", heads, rows, numbers=[2, 4])
+        _table(f"What each mirror serves of {what}", heads, rows, numbers=[2, 4])
         if rows
         else element("p", "images.yml names no mirror."),
     )
@@ -463,7 +475,8 @@ def _next(shown: Shown, now: float) -> str:
     told = shown.told
     match told.get("action"):
         case "defer":
-            return joined(["waits: ", _until(told, now)])
+            wait = _until(told, now)
+            return joined(["waits until ", wait] if told["until"] else ["waits, ", wait])
         case "skip":
             return _cut(f"left out: {told['reason']}")
         case "fail":
@@ -665,6 +678,11 @@ def _day(at: float, now: float) -> Markup:
     words = when(at).removesuffix(" 00:00 UTC")
     today = at // DAY == now // DAY
     return element("time", "today" if today else words, datetime=(iso(at) or "")[:10])
+
+
+def _date(at: float) -> str:
+    _, day, month, *_ = when(at).split()
+    return f"{day.lstrip('0')} {month}"
 
 
 def _ending(code: int | None) -> str:

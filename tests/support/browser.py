@@ -75,18 +75,12 @@ class Tab:
             raise RuntimeError(str(told["exceptionDetails"]))
         return told["result"].get("value")
 
-    def picture(self, height: int | None = None) -> bytes:
-        """Return the page as a PNG, all of it or its first `height` pixels."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "scale": 1, "width": size["width"]}
-        clip["height"] = size["height"] if height is None else height
+    def picture(self, height: int) -> bytes:
+        """Return the first `height` pixels of the page as a PNG."""
+        width = self.evaluate("innerWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(shot["data"])
-
-    def printed(self) -> bytes:
-        """Return the page on paper, as a PDF."""
-        paper = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)
-        return base64.b64decode(paper["data"])
 
     def attach(self) -> None:
         """Open the tab itself and let it tell what happens."""

@@ -243,8 +243,8 @@ def test_page_problems_have_their_cures_and_many_are_folded(seen: Overview) -> N
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ({"action": "defer", "until": None}, "waits: nobody can know"),
-        ({"action": "defer", "until": "2027-01-15T09:30:00Z"}, "waits: today 09:30"),
+        ({"action": "defer", "until": None}, "waits, nobody can know"),
+        ({"action": "defer", "until": "2027-01-15T09:30:00Z"}, "waits until today 09:30"),
         ({"action": "skip", "reason": "private"}, "left out: private"),
         ({"action": "fail", "reason": "", "error": {"text": "gone"}}, "gone"),
         ({"action": "copy", "error": {"text": "full"}}, "full"),
@@ -269,6 +269,28 @@ def test_page_says_that_a_mirror_with_a_problem_is_left_out(seen: Overview) -> N
     assert rest not in read(seen).all("p", class_="lead")[0].text
     broken = with_status(seen, mirrors=[near, {**far, "state": "mirror-full"}])
     assert rest in read(broken).all("p", class_="lead")[0].text
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.5, 0.6, 0.58, 0.9), "From 50% on 11 Jan to 90% now."),
+        ((0.5, 0.9, 0.8, 0.4, 0.6), "From 50% on 10 Jan to 60% now. "
+         "On 13 Jan it had fallen from 90% to 40%."),
+        ((0.9, 0.8), "From 90% on 13 Jan to 80% now. On 14 Jan it had fallen from 90% to 80%."),
+    ],
+)  # fmt: skip
+def test_page_coverage_is_told_in_a_sentence_with_its_deepest_fall(
+    seen: Overview, shares: tuple[float, ...], expected: str
+) -> None:
+    points = [
+        {"at": f"2027-01-{15 - ago:02}T07:00:00Z", "coverage": share}
+        for ago, share in zip(range(len(shares), 0, -1), shares, strict=True)
+    ]
+    root = read(with_status(seen, coverage_series=points, coverage=shares[-1]))
+    (section,) = root.all("section", id="coverage")
+    assert section.all("p")[0].text == f"{expected} Each mirror on its own is told under Mirrors."
+    assert section.all("svg", role="img")[0].attributes["aria-label"] == expected
 
 
 # Little or nothing is known

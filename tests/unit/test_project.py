@@ -137,7 +137,10 @@ def test_lock_names_no_url_host_or_folder() -> None:
 
 @pytest.mark.parametrize(
     ("args", "engines"),
-    [((), ""), (("clients",), " mount docker.io containerd podman buildah curl prometheus")],
+    [
+        ((), ""),
+        (("clients",), " mount docker.io containerd podman buildah curl prometheus chromium"),
+    ],
 )
 def test_setup_without_root_and_sudo_names_the_command(
     tmp_path: Path, args: tuple[str, ...], engines: str
