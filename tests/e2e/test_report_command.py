@@ -62,6 +62,15 @@ PALE = """
   return found;
 })()
 """
+OVERLAPS = """
+[...document.querySelectorAll("svg.chart")].flatMap((chart) => {
+  const boxes = [...chart.querySelectorAll(":scope > text")]
+    .map((text) => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+  return boxes.flatMap(([name, a], place) => boxes.slice(place + 1)
+    .filter(([, b]) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+    .map(([other]) => [name, other]));
+})
+"""
 CELLS = """
 (name) => [...document.querySelectorAll(`#${name} table`)].map((table) =>
   [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.innerText.trim())))
@@ -146,6 +155,7 @@ def test_page_is_quiet_alone_and_fits_the_screen(
         )
         == 0
     )
+    assert tab.evaluate(OVERLAPS) == []
     assert (tab.requests, tab.complaints) == ([url], [])
 
 

@@ -97,6 +97,16 @@ def test_spending_tells_each_day_and_the_most_in_any_window(ledger: Ledger) -> N
     assert (spent.most, spent.steps[0], spent.steps[-1]) == (9, (spent.start, 0), (WALL, 3))
 
 
+def test_spending_begins_with_what_the_first_window_holds_already(ledger: Ledger) -> None:
+    midnight = -8 * HOUR
+    spend(ledger, midnight - 7 * DAY - HOUR, 4)
+    finish(ledger, 0)
+    (spent,) = overview(ledger).spending
+    assert spent.steps[:2] == ((spent.start, 4), (spent.start + 5 * HOUR, 0))
+    # It was no pull of the first day that is shown, but that began with it in the window.
+    assert (spent.days[0].pulls, spent.days[0].most) == (0, 4)
+
+
 def test_spending_of_a_long_window_goes_back_four_of_them(ledger: Ledger) -> None:
     spend(ledger, -9 * DAY, 5)
     finish(ledger, 0)

@@ -171,8 +171,9 @@ def test_page_tables_hold_what_the_charts_draw(seen: Overview) -> None:
     assert by_day[0] == ["today", percent(told["coverage"]), *(
         percent(one["coverage"]) for one in told["mirrors"]
     )]  # fmt: skip
-    days = {point["at"][:10] for point in told["coverage_series"]}
-    assert len(by_day) == len(days)
+    last = {point["at"][:10]: point["coverage"] for point in told["coverage_series"]}
+    assert len(last) < len(told["coverage_series"])
+    assert [row[1] for row in by_day] == [percent(share) for share in reversed(last.values())]
     assert [int(row[1]) for row in rows(root, "failures")] == told["pull_failures_per_day"][::-1]
     (spent,) = [one for one in seen.spending if one.registry == "docker.io"]
     assert [[int(cell) for cell in row[1:]] for row in rows(root, "pulls")] == [
@@ -184,6 +185,8 @@ def test_page_images_have_their_state_on_each_mirror(seen: Overview) -> None:
     root = read(seen)
     words = {"fresh": "warm", "stale": "stale", "missing": "missing"}
     states = {(one.image, one.mirror): words[one.state] for one in seen.status.known}
+    caption = root.all("section", id="images")[0].all("caption")[0].text
+    assert caption == f"The {IMAGES_SHOWN} most used of 240 images that CI used in 28d"
     listed = rows(root, "images")
     assert len(listed) == IMAGES_SHOWN
     for row, one in zip(listed, seen.images, strict=False):
@@ -232,6 +235,9 @@ def test_page_problems_have_their_cures_and_many_are_folded(seen: Overview) -> N
     for one in PROBLEMS:
         assert one["where"] in text
         assert f"{one['problem']}{one['cure']}" in text
+    assert tile(read(seen), "problems").attributes["class"] == "alarm"
+    calm = read(replace(seen, problems=PROBLEMS[1:]))
+    assert "class" not in tile(calm, "problems").attributes
     many = tuple({**PROBLEMS[1], "problem": f"number {n}"} for n in range(PROBLEMS_SHOWN + 5))
     (section,) = read(replace(seen, problems=many)).all("section", id="problems")
     (folded,) = section.all("details")
@@ -334,9 +340,9 @@ def test_page_of_a_budget_without_limit_has_no_reserve(seen: Overview) -> None:
 
 
 def test_page_first_point_of_the_series_is_a_sentence(seen: Overview) -> None:
-    points = seen.status.document["coverage_series"][-1:]
+    points = [{"at": "2027-01-15T08:00:00Z", "coverage": 0.9}]
     text = shown(read(with_status(seen, coverage_series=points)), "coverage")
-    assert text.startswith("Coverage over timeThe first sync, on 15 Jan, noted 9")
+    assert text.startswith("Coverage over timeThe first sync, on 15 Jan, noted 90%.")
 
 
 # Safe, alone and accessible

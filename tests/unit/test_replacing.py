@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_replace_file_keeps_a_link_and_whoever_reads_has_the_old_text(tmp_path: 
         "report.html",
         "www",
     ]
+
+
+def test_replace_file_that_cannot_be_written_whole_leaves_the_old_one_alone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            replace_file(file, b"x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_replace_file_writes_to_what_is_no_file_and_leaves_it_there(tmp_path: Path) -> None:
