@@ -79,6 +79,8 @@ class Overview:
     status: Status
     history: int | None
     """Seconds of CI's history that count; None where no GitLab is named."""
+    scanned: float | None
+    """When the last scan of GitLab ended; None where none has."""
     spending: tuple[Spending, ...]
     """One for each budget of the status, in its order."""
     images: tuple[Shown, ...]
@@ -95,6 +97,7 @@ class Overview:
 def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> Overview:
     """Return what is to be seen at `now`; empty but whole where nothing has run yet."""
     status = status_of(settings, ledger, now, state)
+    scan = ledger.last_scan()
     runs = ledger.runs(_RUNS)
     reports = {run.id: json.loads(run.report or "{}") for run in runs}
     latest = [reports[run.id] for run in _since_whole(ledger, runs)]
@@ -103,6 +106,7 @@ def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) ->
         now.wall,
         status,
         settings.gitlab.history if settings.gitlab else None,
+        scan.finished if scan is not None else None,
         tuple(
             _spending(ledger, registry, budget, now)
             for registry, budget in status.document["budgets"].items()

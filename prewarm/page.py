@@ -100,6 +100,11 @@ def _header(seen: Overview) -> Iterator[Markup]:
     coverage = told["coverage"]
     if coverage is None:
         yield element("h1", _nothing_yet(seen))
+        yield element(
+            "p",
+            "prewarm sync --dry-run shows the plan, prewarm sync carries it out.",
+            class_="lead",
+        )
         return
     share = element("data", percent(coverage), value=coverage)
     if _has_uses(seen):
@@ -134,6 +139,8 @@ def _lead(seen: Overview) -> Iterator[str]:
             f" {percent(told['uses_unresolved'])} of CI's uses name an image that nobody knows, "
             "and are not counted."
         )
+    if _has_uses(seen) and seen.scanned is not None:
+        yield joined([" CI's jobs are those of the scan of ", _at(seen.scanned, seen.now), "."])
     if len(told["mirrors"]) > 1:
         failing = any(one["state"] not in ("ok", "unknown") for one in told["mirrors"])
         rest = ", less those with a problem" if failing else ""
@@ -160,7 +167,8 @@ def _tiles(seen: Overview) -> Markup:
             alarm=errors > 0,
         )
     )
-    if failures := told["pull_failures_per_day"]:
+    failures = told["pull_failures_per_day"]
+    if failures and seen.scanned is not None:
         tiles.append(
             _tile(
                 "failures",
@@ -232,7 +240,11 @@ def _problems(seen: Overview) -> Markup:
     shown = [_problem(one) for one in seen.problems]
     if not shown:
         synced = seen.status.document["last_sync"] is not None
-        text = "None: the last sync met nothing that needs you." if synced else "No sync, no news."
+        text = (
+            "None: the last sync met nothing that needs you."
+            if synced
+            else "No sync has ended yet."
+        )
         return _section("problems", "Problems", element("p", text))
     rest = shown[PROBLEMS_SHOWN:]
     return _section(
@@ -315,6 +327,9 @@ def _failures(seen: Overview) -> Markup:
     values = seen.status.document["pull_failures_per_day"]
     if not values:
         return Markup("")
+    if seen.scanned is None:
+        text = "No scan has told of jobs yet: run prewarm scan."
+        return _section("failures", "CI jobs that failed on a pull", element("p", text))
     total, late = sum(values), sum(values[-7:])
     days = _counted(len(values), "day")
     if not total:
@@ -666,12 +681,16 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _time(text: str, now: float) -> Markup:
-    """A time of the JSON for people; the day is left out where it is today."""
-    at = datetime.fromisoformat(text).timestamp()
+    """A time of the JSON for people."""
+    return _at(datetime.fromisoformat(text).timestamp(), now)
+
+
+def _at(at: float, now: float) -> Markup:
+    """A time for people; the day is left out where it is today."""
     words = when(at).removesuffix(" UTC")
     if at // DAY == now // DAY:
         words = f"today {words[-5:]}"
-    return element("time", words, datetime=text)
+    return element("time", words, datetime=iso(at))
 
 
 def _day(at: float, now: float) -> Markup:

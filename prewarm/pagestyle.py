@@ -11,7 +11,7 @@ STYLE: Final = """
   --ground: #ffffff; --soft: #f3f5f8; --edge: #d5dae2; --text: #1a1d23; --dim: #565e6c;
   --accent: #0a5fb4; --area: #0a5fb42b; --alarm: #b3140f; --alarm-soft: #fdf0ef;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --ground: #13161b; --soft: #1c2027; --edge: #39404c; --text: #e9ebef; --dim: #a4acb9;
     --accent: #74b3f7; --area: #74b3f733; --alarm: #ff928b; --alarm-soft: #2b1b1c;

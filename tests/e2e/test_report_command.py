@@ -238,6 +238,15 @@ def test_page_on_paper_unfolds_what_is_folded(tab: Tab, weeks: Path) -> None:
     assert shown == [True] * 4
 
 
+def test_page_on_paper_is_light_also_where_the_screen_is_dark(tab: Tab, weeks: Path) -> None:
+    tab.open((weeks / "report.html").as_uri(), scheme="dark")
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    tab.call("Emulation.setEmulatedMedia", media="print", features=[dark])
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.evaluate(PALE) == []
+    tab.call("Emulation.setEmulatedMedia", media="")
+
+
 # The command
 
 

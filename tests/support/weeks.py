@@ -28,6 +28,7 @@ from prewarm.settings import (
     Upstream,
 )
 from prewarm.usage import Row
+from prewarm.uses import PastScan
 
 NEAR: Final = "http://127.0.0.1:5000"
 FAR: Final = "https://mirror.example.org"
@@ -152,6 +153,8 @@ def _demand(site: _Site) -> None:
     mark = Mark(9, site.now.wall)
     paths = {project: f"team{project % 9}/project-{project}" for project in rows}
     site.ledger.add_history(counts, dict.fromkeys(rows, mark), {}, paths)
+    at = site.now.wall - 5300
+    site.ledger.save_scan(PastScan(at - 100, at, True, 1411, "", (), frozenset(), frozenset()))
     for project, named in rows.items():
         site.ledger.save_definition(project, named, (), "c", (), site.now.wall)
 

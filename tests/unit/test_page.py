@@ -157,6 +157,7 @@ def test_page_numbers_are_those_of_the_status(seen: Overview) -> None:
         f"Of {images['tracked']} images {images['fresh']} are warm, {images['stale']} stale "
         f"(jobs get an older one) and {images['missing']} missing" in lead.text
     )
+    assert "CI's jobs are those of the scan of today 06:31." in lead.text
     last = told["last_sync"]
     assert tile(root, "runs").all("time")[0].attributes["datetime"] == last["finished"]
     newest = rows(root, "runs")[0]
@@ -317,11 +318,25 @@ def test_page_of_an_empty_state_says_what_to_do(settings: Settings, headline: st
     assert "run prewarm sync" in tile(root, "runs").text
     assert "run prewarm sync" in shown(root, "runs")
     assert "run prewarm scan" in shown(root, "images")
-    assert bool(root.all("section", id="failures")) == (settings.gitlab is not None)
+    assert "prewarm sync --dry-run" in root.all("p", class_="lead")[0].text
+    # Nobody has told of jobs, so that none failed is not known either.
+    assert not root.all("a", href="#failures")
+    if settings.gitlab is not None:
+        assert "run prewarm scan" in shown(root, "failures")
+    else:
+        assert not root.all("section", id="failures")
     for section in ("problems", "coverage", "pulls", "mirrors", "images", "waiting"):
         assert shown(root, section)
     links = {one.attributes["href"] for one in root.all("a")}
     assert links <= {f"#{one.attributes['id']}" for one in root.all("section")}
+
+
+def test_page_where_no_job_failed_says_so_without_a_chart(seen: Overview) -> None:
+    root = read(with_status(seen, pull_failures_per_day=[0] * 15))
+    (section,) = root.all("section", id="failures")
+    assert section.text.endswith("No job has failed on a pull in 15 days.")
+    assert not section.all("svg")
+    assert not section.all("details")
 
 
 def test_page_without_uses_speaks_of_wanted_images(seen: Overview) -> None:
