@@ -1,32 +1,32 @@
 """The ledger: what was spent and what is remembered, durable and shared by threads and processes.
 
 All SQL of the project is here and in `uses`. Statements are portable (named parameters, INSERT … ON
-CONFLICT), so that another database can follow; pragmas and the opening of a file are SQLite's own.
+CONFLICT): SQLite and PostgreSQL both run them. What only one of them has is in `sqlite` and
+`postgresql`.
 
 Ledger time. Ages are differences of one clock that never goes back: seconds that the boot clock
 counted, plus, from the last moment that was noted in one boot to the first in the next, what the
 wall clock says has passed, at least nothing. So within a boot the wall clock may be set at will;
 across boots it is believed; and a row from the future starts to age at the first moment of the new
-boot (DESIGN.md, 1.7).
+boot (DESIGN.md, 1.7). Where there is a server, several hosts write, and its clock alone counts.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
-from prewarm.errors import PrewarmError, UsageError
+from prewarm.database import Database
+from prewarm.errors import UsageError
 from prewarm.manifest import Descriptor, Manifest
+from prewarm.sqlite import SqliteDatabase, opening
 from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
 
 STEP_SECONDS: Final = 120
@@ -35,7 +35,6 @@ REPORTS_KEPT: Final = 50
 """Of so many runs the report is remembered: one may be a megabyte, and a daemon runs often."""
 SERIES_SECONDS: Final = 90 * 86400
 """How long the coverage and the moves of tags are remembered."""
-_BUSY_SECONDS: Final = 30.0
 
 _ACCOUNT: Final = """(account = :account
     OR (account = 'anonymous' AND :account LIKE 'anonymous@%')
@@ -342,51 +341,44 @@ class Told:
 
 
 class Ledger(Uses):
-    """The state in a SQLite file. Safe to share between threads; processes share the file.
+    """The state in a database. Safe to share between threads; processes share the database.
 
     A failure of the database (a full disk, a damaged file) is a PrewarmError, `state` its code.
     """
 
-    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._connection: sqlite3.Connection = connection
-        self._name = name
-        self._lock = threading.RLock()
-        self._synchronous = ""
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     @classmethod
     def open(cls, path: Path, read_only: bool = False) -> Ledger:
-        """Open the state, made or brought up to this version's schema where need be.
+        """Open the state in a file, made or brought up to this version's schema where need be.
 
         With `read_only` the file is not changed: what is opened is a copy of it in memory, so that
         a dry run may note what it likes. UsageError for a state that is missing then, or newer
         than this prewarm, damaged, not a state at all, or that cannot be opened.
         """
-        name = f"state {path}"
         if read_only and not path.exists():
-            raise UsageError("no-state", f"{name} does not exist", "run prewarm sync first")
-        try:
-            connection = _snapshot(path) if read_only else _connect(str(path))
+            raise UsageError("no-state", f"state {path} does not exist", "run prewarm sync first")
+        with opening(path):
+            database = SqliteDatabase.copy(path) if read_only else SqliteDatabase.open(path)
             try:
-                _migrate(connection, name)
+                migrate(database)
                 if not read_only:
-                    _use_wal(connection)
+                    database.use_wal()
             except BaseException:
-                connection.close()
+                database.close()
                 raise
-        except sqlite3.Error as error:
-            raise _open_failure(path, error) from error
-        return cls(connection, name)
+        return cls(database)
 
     @classmethod
     def memory(cls) -> Ledger:
         """Return an empty ledger that is forgotten when it is closed."""
-        connection = _connect(":memory:")
-        _migrate(connection, "state in memory")
-        return cls(connection, "state in memory")
+        database = SqliteDatabase.memory()
+        migrate(database)
+        return cls(database)
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -428,7 +420,7 @@ class Ledger(Uses):
             if refusal is not None:
                 return refusal
             reservation = Reservation(uuid.uuid4().hex, registry, account)
-            self._connection.execute(
+            self._database.execute(
                 """INSERT INTO pulls (id, run, registry, account, repository, digest, pulls, gets,
                                       wall, boot_id, boot, reserved, project)
                    VALUES (:id, :run, :registry, :account, :repository, :digest, :pulls, :gets,
@@ -484,7 +476,7 @@ class Ledger(Uses):
                 refusal = self._upstream_refusal(account_rows, gets, window, reported)
             if refusal is not None:
                 return refusal
-            self._connection.execute(
+            self._database.execute(
                 "UPDATE pulls SET pulls = :pulls, gets = :gets, reserved = :at WHERE id = :id",
                 {"pulls": pulls, "gets": gets, "at": at, "id": reservation.id},
             )
@@ -497,7 +489,7 @@ class Ledger(Uses):
         with self._transaction():
             at = self._note_moment(now)
             self._in_flight(reservation)
-            self._connection.execute(
+            self._database.execute(
                 """UPDATE pulls SET pulls = :pulls, gets = :gets, outcome = :outcome, settled = :at
                    WHERE id = :id""",
                 {"pulls": pulls, "gets": gets, "outcome": outcome, "at": at, "id": reservation.id},
@@ -508,7 +500,7 @@ class Ledger(Uses):
         with self._transaction():
             self._note_moment(now)
             self._in_flight(reservation)
-            self._connection.execute("DELETE FROM pulls WHERE id = :id", {"id": reservation.id})
+            self._database.execute("DELETE FROM pulls WHERE id = :id", {"id": reservation.id})
 
     def recover(self, now: Moment) -> int:
         """Settle what dead processes left in flight, as spent, and return how many steps it was.
@@ -518,7 +510,7 @@ class Ledger(Uses):
         """
         with self._transaction(durable=True):
             at = self._note_moment(now)
-            return self._connection.execute(
+            return self._database.execute(
                 """UPDATE pulls SET outcome = 'abandoned',
                           settled = CASE WHEN reserved + :step < :at THEN reserved + :step
                                          ELSE :at END
@@ -543,8 +535,8 @@ class Ledger(Uses):
     ) -> Refusal | None:
         if window.capacity is None or pulls <= 0:
             return None
-        (held,) = self._connection.execute(
-            f"""SELECT COALESCE(SUM(pulls), 0) FROM pulls
+        (held,) = self._database.execute(
+            f"""SELECT CAST(COALESCE(SUM(pulls), 0) AS BIGINT) FROM pulls
                WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled > :since)""",
             {**account_rows, "since": at - window.seconds},
@@ -584,9 +576,11 @@ class Ledger(Uses):
         if reported is None or gets <= 0:
             return None
         left, head_sent = reported
-        in_flight, settled_since = self._connection.execute(
-            f"""SELECT COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0),
-                      COALESCE(SUM(CASE WHEN settled IS NULL THEN 0 ELSE gets END), 0)
+        in_flight, settled_since = self._database.execute(
+            f"""SELECT CAST(COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0)
+                           AS BIGINT),
+                      CAST(COALESCE(SUM(CASE WHEN settled IS NULL THEN 0 ELSE gets END), 0)
+                           AS BIGINT)
                FROM pulls
                WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled >= :head_sent)""",
@@ -597,7 +591,7 @@ class Ledger(Uses):
         return Refusal("upstream-quota", None, in_flight > 0, settled_since > 0)
 
     def _spends(self, account_rows: dict[str, str], at: float, seconds: int) -> tuple[Spend, ...]:
-        rows = self._connection.execute(
+        rows = self._database.execute(
             f"""SELECT settled, pulls, project FROM pulls
                WHERE registry = :registry AND {_ACCOUNT} AND id <> :own
                  AND (settled IS NULL OR settled > :since)
@@ -612,7 +606,7 @@ class Ledger(Uses):
         )
 
     def _in_flight(self, reservation: Reservation) -> tuple[int, int]:
-        row = self._connection.execute(
+        row = self._database.execute(
             "SELECT pulls, gets FROM pulls WHERE id = :id AND settled IS NULL",
             {"id": reservation.id},
         ).fetchone()
@@ -625,7 +619,7 @@ class Ledger(Uses):
     def _note_moment(self, now: Moment) -> float:
         """Return the moment in ledger time, and remember it as the last of its boot."""
         base = self._base(now)
-        self._connection.execute(
+        self._database.execute(
             """INSERT INTO boots (boot_id, base, wall, boot) VALUES (:boot_id, :base, :wall, :boot)
                ON CONFLICT (boot_id) DO UPDATE SET wall = excluded.wall, boot = excluded.boot
                WHERE excluded.boot >= boots.boot""",
@@ -638,12 +632,12 @@ class Ledger(Uses):
 
     def _base(self, moment: Moment) -> float:
         """Return the ledger time at which the moment's boot began."""
-        row = self._connection.execute(
+        row = self._database.execute(
             "SELECT base FROM boots WHERE boot_id = :boot_id", {"boot_id": moment.boot_id}
         ).fetchone()
         if row is not None:
             return float(row[0])
-        last = self._connection.execute(
+        last = self._database.execute(
             "SELECT base + boot, wall FROM boots ORDER BY base + boot DESC LIMIT 1"
         ).fetchone()
         if last is None:
@@ -682,7 +676,7 @@ class Ledger(Uses):
     def use_manifests(self, digests: Iterable[str], now: Moment) -> None:
         """Note that these manifests, where they are kept, are still in use."""
         with self._transaction():
-            self._connection.executemany(
+            self._database.executemany(
                 "UPDATE manifests SET used = :used WHERE digest = :digest",
                 [{"used": now.wall, "digest": digest} for digest in digests],
             )
@@ -728,7 +722,7 @@ class Ledger(Uses):
             "now": now.wall,
         }
         with self._transaction():
-            self._connection.execute(
+            self._database.execute(
                 """INSERT INTO tag_moves (registry, repository, tag, digest, at)
                    SELECT :registry, :repository, :tag, :digest, :now WHERE NOT EXISTS (
                        SELECT 1 FROM tags WHERE registry = :registry
@@ -737,7 +731,7 @@ class Ledger(Uses):
                        digest = excluded.digest""",
                 values,
             )
-            self._connection.execute(
+            self._database.execute(
                 """INSERT INTO tags (registry, repository, tag, digest, media_type, size, checked,
                                      changed, moves)
                    VALUES (:registry, :repository, :tag, :digest, :media_type, :size, :now, :now, 0)
@@ -808,14 +802,14 @@ class Ledger(Uses):
             "wall": now.wall,
         }
         with self._transaction():
-            before = self._connection.execute(
+            before = self._database.execute(
                 """SELECT digest FROM written
                    WHERE mirror = :mirror AND image = :image AND digest <> :digest""",
                 values,
             ).fetchall()
             for one in {digest, *(found for (found,) in before)}:
-                self._connection.execute(_PUSHED, {**values, "digest": one, "since": now.wall})
-            self._connection.execute(_WRITTEN, values)
+                self._database.execute(_PUSHED, {**values, "digest": one, "since": now.wall})
+            self._database.execute(_WRITTEN, values)
 
     def note_pushed(
         self, mirror: str, repository: str, digests: Iterable[str], since: float
@@ -823,7 +817,7 @@ class Ledger(Uses):
         """Remember manifests, tagged or not, that are about to be pushed (epoch seconds)."""
         where = {"mirror": mirror, "repository": repository, "since": since}
         with self._transaction():
-            self._connection.executemany(_PUSHED, [{**where, "digest": one} for one in digests])
+            self._database.executemany(_PUSHED, [{**where, "digest": one} for one in digests])
 
     def pushed(self, mirror: str) -> tuple[Pushed, ...]:
         """Return the manifests that prewarm pushed to the mirror, those that failed as well."""
@@ -838,7 +832,7 @@ class Ledger(Uses):
         """Forget manifests that are no longer on the mirror."""
         where = {"mirror": mirror, "repository": repository}
         with self._transaction():
-            self._connection.executemany(
+            self._database.executemany(
                 """DELETE FROM pushed
                    WHERE mirror = :mirror AND repository = :repository AND digest = :digest""",
                 [{**where, "digest": one} for one in digests],
@@ -876,9 +870,9 @@ class Ledger(Uses):
     def note_wanted(self, images: Iterable[str], now: Moment) -> None:
         """Note that a sync wants these images, wherever they were written."""
         with self._transaction():
-            mirrors = self._connection.execute("SELECT DISTINCT mirror FROM written").fetchall()
+            mirrors = self._database.execute("SELECT DISTINCT mirror FROM written").fetchall()
             # By mirror too, as the table's index needs it.
-            self._connection.executemany(
+            self._database.executemany(
                 "UPDATE written SET wanted = :now WHERE mirror = :mirror AND image = :image",
                 [
                     {"mirror": mirror, "image": image, "now": now.wall}
@@ -907,7 +901,7 @@ class Ledger(Uses):
                 "DELETE FROM written WHERE mirror = :mirror AND image = :image",
                 "DELETE FROM states WHERE mirror = :mirror AND image = :image",
             ):
-                self._connection.execute(statement, parameters)
+                self._database.execute(statement, parameters)
 
     def note_state(
         self, image: str, mirror: str, state: str, digest: str | None, now: Moment
@@ -980,14 +974,14 @@ class Ledger(Uses):
                 ("'actions', action, COUNT(*)", "GROUP BY action"),
                 ("'bytes', '', COALESCE(SUM(bytes), 0)", ""),
             ):
-                self._connection.execute(
+                self._database.execute(
                     f"""INSERT INTO totals (name, label, value)
                         SELECT {columns} FROM copies WHERE run = :run AND {unfinished} {group}
                         ON CONFLICT (name, label) DO UPDATE
                             SET value = totals.value + excluded.value""",
                     {"run": run},
                 )
-            self._connection.execute(
+            self._database.execute(
                 """UPDATE runs SET finished = :finished, exit_code = :exit_code, report = :report,
                                    whole = :whole
                    WHERE id = :id""",
@@ -1022,7 +1016,7 @@ class Ledger(Uses):
         with self._reading():
             sums = {
                 (name, label): int(value)
-                for name, label, value in self._connection.execute(
+                for name, label, value in self._database.execute(
                     """SELECT name, label, value FROM totals
                        UNION ALL
                        SELECT 'settled', '', COALESCE(SUM(pulls), 0) FROM pulls
@@ -1133,183 +1127,97 @@ class Ledger(Uses):
         with self._transaction():
             pulls_before = {"before": self._note_moment(now) - keep}
             wall_before = {"before": now.wall - keep}
-            self._connection.execute(
+            self._database.execute(
                 """INSERT INTO totals (name, label, value)
                    SELECT 'pulls', '', COALESCE(SUM(pulls), 0) FROM pulls WHERE settled < :before
                    ON CONFLICT (name, label) DO UPDATE SET value = totals.value + excluded.value""",
                 pulls_before,
             )
-            self._connection.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
-            self._connection.execute("DELETE FROM copies WHERE wall < :before", wall_before)
-            self._connection.execute("DELETE FROM runs WHERE started < :before", wall_before)
+            self._database.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
+            self._database.execute("DELETE FROM copies WHERE wall < :before", wall_before)
+            self._database.execute("DELETE FROM runs WHERE started < :before", wall_before)
             newest = "SELECT id FROM runs ORDER BY started DESC, id DESC LIMIT :kept"
-            self._connection.execute(
+            self._database.execute(
                 f"UPDATE runs SET report = '{{}}' WHERE report <> '{{}}' AND id NOT IN ({newest})",
                 {"kept": REPORTS_KEPT},
             )
-            self._connection.execute(
+            self._database.execute(
                 f"DELETE FROM copies WHERE action <> 'copy' AND run NOT IN ({newest})",
                 {"kept": REPORTS_KEPT},
             )
             series_before = {"before": now.wall - SERIES_SECONDS}
-            self._connection.execute("DELETE FROM coverage WHERE at < :before", series_before)
-            self._connection.execute("DELETE FROM tag_moves WHERE at < :before", series_before)
+            self._database.execute("DELETE FROM coverage WHERE at < :before", series_before)
+            self._database.execute("DELETE FROM tag_moves WHERE at < :before", series_before)
 
-    # The connection
+    # The database
 
-    @contextmanager
-    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """Run the body as one transaction that no other writer interleaves.
+    def _transaction(
+        self, *, durable: bool = False, alone: str = ""
+    ) -> AbstractContextManager[None]:
+        return self._database.transaction(durable=durable, alone=alone)
 
-        A `durable` one is on disk when it returns. Others survive a kill, but a loss of power may
-        take the last of them: what is then forgotten is only ever counted as spent for longer.
-        """
-        synchronous = "FULL" if durable else "NORMAL"
-        with self._reading():
-            if synchronous != self._synchronous:
-                self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-                self._synchronous = synchronous
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-                raise
-            except sqlite3.Error as error:
-                raise PrewarmError(
-                    "state",
-                    f"{self._name} cannot be used: {error}",
-                    "check that its disk has space and works, and that no other program holds it",
-                ) from error
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._database.reading()
 
     def _write(self, statement: str, **parameters: object) -> int:
         with self._transaction():
-            return self._connection.execute(statement, parameters).rowcount
+            return self._database.execute(statement, parameters).rowcount
 
     def _rows(
         self, row: Callable[..., _Row], query: str, parameters: dict[str, Any]
     ) -> tuple[_Row, ...]:
         with self._reading():
-            return tuple(row(*values) for values in self._connection.execute(query, parameters))
+            return tuple(row(*values) for values in self._database.execute(query, parameters))
 
 
-# Opening a file
+# The schema
 
 
-def _connect(database: str, *, uri: bool = False) -> sqlite3.Connection:
-    return sqlite3.connect(
-        database,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=uri,
-    )
+def migrate(database: Database, to: int | None = None) -> None:
+    """Bring the schema up to date, or to a version; each step and its record in one transaction.
 
-
-def _snapshot(path: Path) -> sqlite3.Connection:
-    """Return a copy in memory of the file as it is now, whoever is writing to it."""
-    copy = _connect(":memory:")
-    try:
-        with closing(_connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source:
-            source.backup(copy)
-    except BaseException:
-        copy.close()
-        raise
-    return copy
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Let readers and a writer work at once.
-
-    The change of mode does not wait for other connections as statements do, so it is tried again.
+    UsageError for a state of a newer prewarm, and for what is no state.
     """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _migrate(connection: sqlite3.Connection, name: str) -> None:
-    """Bring the schema up to date, each step and its record in one transaction."""
-    newest = MIGRATIONS[-1][0]
-    while (version := _version(connection, name)) < newest:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+    newest = MIGRATIONS[-1][0] if to is None else to
+    while (version := version_of(database)) < newest:
+        with database.transaction(alone="schema"):
             # Another process may have been faster.
-            if _version(connection, name) == version:
-                number, statements = next(step for step in MIGRATIONS if step[0] > version)
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY)"
-                )
-                for statement in statements:
-                    connection.execute(statement)
-                connection.execute(
-                    "INSERT INTO schema_version (version) VALUES (:version)", {"version": number}
-                )
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+            if version_of(database) != version:
+                continue
+            number, statements = next(step for step in MIGRATIONS if step[0] > version)
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY)"
+            )
+            for statement in statements:
+                database.execute(statement)
+            database.execute(
+                "INSERT INTO schema_version (version) VALUES (:version)", {"version": number}
+            )
     if version > newest:
+        name = database.name
         raise UsageError("state", f"{name} was written by a newer prewarm", "upgrade prewarm")
 
 
-def _version(connection: sqlite3.Connection, name: str) -> int:
-    """Return the schema's version, 0 for an empty file; UsageError for another program's."""
-    tables = {
-        table
-        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-    }
+def version_of(database: Database) -> int:
+    """Return the schema's version, 0 for an empty state; UsageError for another program's."""
+    tables = database.tables()
     if not tables:
         return 0
     if "schema_version" not in tables:
         raise UsageError(
             "state",
-            f"{name} is a database of another program",
-            "write state: with another path in images.yml",
+            f"{database.name} is a database of another program",
+            "write another state: in images.yml",
         )
-    (version,) = connection.execute(
-        "SELECT COALESCE(MAX(version), 0) FROM schema_version"
-    ).fetchone()
+    (version,) = database.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version").fetchone()
     return int(version)
 
 
 def schema_version(path: Path) -> int:
     """Return the version of the schema that a state has; UsageError as for Ledger.open."""
-    try:
-        with closing(_connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            return _version(connection, f"state {path}")
-    except sqlite3.Error as error:
-        raise _open_failure(path, error) from error
-
-
-def _open_failure(path: Path, error: sqlite3.Error) -> UsageError:
-    if isinstance(error, sqlite3.OperationalError):
-        return UsageError(
-            "state",
-            f"state {path} cannot be opened: {error}",
-            "check that you may write to it and its folder and that its disk has space",
-        )
-    return UsageError(
-        "state",
-        f"state {path} is damaged or not a SQLite database",
-        f"move it aside (mv {path} {path}.damaged) and wait one budget window before the next "
-        "sync: the pulls it held are forgotten",
-    )
+    with opening(path):
+        database = SqliteDatabase.read_only(path)
+        try:
+            return version_of(database)
+        finally:
+            database.close()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import count, takewhile
 from typing import Any, Final
 
+from prewarm.database import Database
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.usage import (
@@ -154,11 +155,13 @@ class ImageUser:
 
 
 class Uses:
-    """The statements; `Ledger` brings the connection and its transactions."""
+    """The statements; `Ledger` brings the database and its transactions."""
 
-    _connection: Any
+    _database: Database
 
-    def _transaction(self, *, durable: bool = False) -> AbstractContextManager[None]:
+    def _transaction(
+        self, *, durable: bool = False, alone: str = ""
+    ) -> AbstractContextManager[None]:
         raise NotImplementedError
 
     def _reading(self) -> AbstractContextManager[None]:
@@ -211,7 +214,7 @@ class Uses:
         """
         with self._transaction():
             self._add_history(counts, projects, heads, paths)
-            self._connection.executemany(
+            self._database.executemany(
                 """INSERT INTO runner_marks (runner, project, mark, counted)
                    VALUES (:runner, :project, :mark, :counted)
                    ON CONFLICT (runner, project) DO UPDATE SET
@@ -233,7 +236,7 @@ class Uses:
     def forget_parts(self) -> None:
         """Forget the marks of runners: those of the projects are as far now."""
         with self._transaction():
-            self._connection.execute("DELETE FROM runner_marks")
+            self._database.execute("DELETE FROM runner_marks")
 
     def _add_history(
         self,
@@ -242,8 +245,8 @@ class Uses:
         heads: Mapping[int, tuple[int, str]],
         paths: Mapping[int, str],
     ) -> None:
-        self._connection.executemany(_ADD_RUNS, [_run_values(*item) for item in counts.items()])
-        self._connection.executemany(
+        self._database.executemany(_ADD_RUNS, [_run_values(*item) for item in counts.items()])
+        self._database.executemany(
             _MARK,
             [
                 {
@@ -272,7 +275,7 @@ class Uses:
     def add_pull_failure(self, project: int, job: str, number: int) -> None:
         """Count that a job, by its id the newest of its name, failed on a pull: its trace said."""
         with self._transaction():
-            self._connection.execute(
+            self._database.execute(
                 """UPDATE job_runs SET pull_failures = pull_failures + 1, newest_failed = :number
                    WHERE project = :project AND job = :job AND newest = :number""",
                 {"project": project, "job": job, "number": number},
@@ -291,12 +294,12 @@ class Uses:
     ) -> None:
         """Replace what the definition says; answers of traces stay."""
         with self._transaction():
-            self._connection.execute(
+            self._database.execute(
                 "DELETE FROM job_images WHERE project = :project AND source <> 'trace'",
                 {"project": project},
             )
-            self._connection.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
-            self._connection.execute(
+            self._database.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
+            self._database.execute(
                 """UPDATE projects SET jobs = :jobs, commit_sha = :commit, linted = :linted,
                           problems = :problems WHERE id = :project""",
                 {
@@ -312,12 +315,12 @@ class Uses:
         """Remember a trace's answer, in the place of an older one to the same question."""
         with self._transaction():
             parameters = {"project": project, "question": question, "asked": asked}
-            self._connection.execute(
+            self._database.execute(
                 "DELETE FROM job_images WHERE project = :project AND question = :question",
                 parameters,
             )
-            self._connection.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
-            self._connection.execute(
+            self._database.executemany(_ADD_IMAGE, [_row_values(project, row) for row in rows])
+            self._database.execute(
                 """INSERT INTO traces (project, question, asked)
                    VALUES (:project, :question, :asked)
                    ON CONFLICT (project, question) DO UPDATE SET asked = excluded.asked""",
@@ -327,13 +330,13 @@ class Uses:
     def keep_answers(self, project: int, questions: Collection[str]) -> None:
         """Forget the answers to all other questions: the definition has changed since."""
         with self._transaction():
-            known = self._connection.execute(
+            known = self._database.execute(
                 "SELECT question FROM traces WHERE project = :project", {"project": project}
             ).fetchall()
             for (question,) in known:
                 if question not in questions:
                     for table in ("job_images", "traces"):
-                        self._connection.execute(
+                        self._database.execute(
                             f"DELETE FROM {table} WHERE project = :project"  # noqa: S608 - ours
                             " AND question = :question",
                             {"project": project, "question": question},
@@ -361,12 +364,12 @@ class Uses:
     ) -> None:
         """Add the uses that a log told (how many, the last when), and move its position."""
         with self._transaction():
-            self._connection.executemany(
+            self._database.executemany(
                 _ADD_LOGGED,
                 [{**asdict(key), "runs": runs, "last": last} for key, (runs, last) in uses.items()],
             )
             if position is not None:
-                self._connection.execute(
+                self._database.execute(
                     """INSERT INTO log_positions (source, position) VALUES (:source, :position)
                        ON CONFLICT (source) DO UPDATE SET position = excluded.position""",
                     {"source": source, "position": position},
@@ -377,7 +380,7 @@ class Uses:
     def save_scan(self, scan: PastScan) -> None:
         """Record a scan that ended; only the newest complete ones are kept."""
         with self._transaction():
-            self._connection.execute(
+            self._database.execute(
                 """INSERT INTO scans (id, started, finished, complete, requests, scope, problems,
                                       running, logged, token_expiry)
                    VALUES (:id, :started, :finished, :complete, :requests, :scope, :problems,
@@ -420,18 +423,18 @@ class Uses:
         """Forget runs, uses and scans from before, and everything of these projects."""
         with self._transaction():
             for table in ("job_runs", "log_uses"):
-                self._connection.execute(
+                self._database.execute(
                     f"DELETE FROM {table} WHERE day < :day",  # noqa: S608 - ours
                     {"day": _day(before)},
                 )
-            self._connection.execute("DELETE FROM scans WHERE started < :at", {"at": before})
+            self._database.execute("DELETE FROM scans WHERE started < :at", {"at": before})
             for project in projects:
                 for table in ("job_runs", "job_images", "traces", "log_uses", "runner_marks"):
-                    self._connection.execute(
+                    self._database.execute(
                         f"DELETE FROM {table} WHERE project = :project",  # noqa: S608 - ours
                         {"project": project},
                     )
-                self._connection.execute(
+                self._database.execute(
                     "DELETE FROM projects WHERE id = :project", {"project": project}
                 )
 
@@ -480,7 +483,7 @@ class Uses:
 
         All that did since then, also those whose image nobody knows; days without any are left out.
         """
-        query = """SELECT day, SUM(pull_failures) FROM job_runs
+        query = """SELECT day, CAST(SUM(pull_failures) AS BIGINT) FROM job_runs
                    WHERE day >= :day AND pull_failures > 0 GROUP BY day ORDER BY day"""
         return dict(self._select(query, day=_day(since)))
 
@@ -526,8 +529,8 @@ class Uses:
         return [
             Logged(number, path, kind, text, reference, via or None, platform or None, *sums)
             for number, path, kind, text, reference, via, platform, *sums in self._select(
-                """SELECT project, path, kind, text, reference, via, platform, SUM(runs), MAX(last),
-                          day
+                """SELECT project, path, kind, text, reference, via, platform,
+                          CAST(SUM(runs) AS BIGINT), MAX(last), day
                    FROM log_uses WHERE day >= :day AND project = COALESCE(:project, project)
                    GROUP BY project, path, kind, text, reference, via, platform, day""",
                 day=_day(since),
@@ -537,7 +540,7 @@ class Uses:
 
     def _select(self, query: str, **parameters: object) -> list[Any]:
         with self._reading():
-            found: list[Any] = self._connection.execute(query, parameters).fetchall()
+            found: list[Any] = self._database.execute(query, parameters).fetchall()
             return found
 
 
@@ -585,14 +588,16 @@ _PARTS: Final = " ".join(
     f"WHEN {days} THEN {parts_of(days)}" for days in takewhile(parts_of, count(1))
 )
 _RUNS: Final = f"""
-    SELECT project, job, platform, SUM(runs), SUM(pull_failures), MAX(last),
-           SUM((runs + {LOUD - 1} * pull_failures)
+    SELECT project, job, platform, CAST(SUM(runs) AS BIGINT), CAST(SUM(pull_failures) AS BIGINT),
+           MAX(last),
+           CAST(SUM((runs + {LOUD - 1} * pull_failures)
                * CASE WHEN day >= :today THEN {WHOLE}
-                           ELSE CASE :today - day {_PARTS} ELSE 0 END END)
+                           ELSE CASE :today - day {_PARTS} ELSE 0 END END) AS BIGINT)
     FROM job_runs WHERE day >= :day AND project = COALESCE(:project, project)
     GROUP BY project, job, platform"""  # noqa: S608 - only numbers of ours
 _DAY_RUNS: Final = """
-    SELECT project, job, day, SUM(runs), SUM(pull_failures) FROM job_runs WHERE day >= :day
+    SELECT project, job, day, CAST(SUM(runs) AS BIGINT), CAST(SUM(pull_failures) AS BIGINT)
+    FROM job_runs WHERE day >= :day
     GROUP BY project, job, day"""
 _JOB_RUNS: Final = """
     SELECT project, job, platform, runs, pull_failures, last FROM job_runs
@@ -603,7 +608,8 @@ _USERS: Final = """
     SELECT COALESCE(projects.path, found.path), job, via, runs, failures, last
     FROM (
         SELECT named.project AS project, '' AS path, named.job AS job, via,
-               COALESCE(SUM(runs), 0) AS runs, COALESCE(SUM(pull_failures), 0) AS failures,
+               CAST(COALESCE(SUM(runs), 0) AS BIGINT) AS runs,
+               CAST(COALESCE(SUM(pull_failures), 0) AS BIGINT) AS failures,
                MAX(last) AS last
         FROM (SELECT DISTINCT project, job, via FROM job_images
               WHERE reference = :reference) AS named
@@ -612,7 +618,7 @@ _USERS: Final = """
         GROUP BY named.project, named.job, via
         UNION ALL
         SELECT project, MAX(path) AS path, '' AS job, via,
-               SUM(runs) AS runs, 0 AS failures, MAX(last) AS last
+               CAST(SUM(runs) AS BIGINT) AS runs, 0 AS failures, MAX(last) AS last
         FROM log_uses WHERE reference = :reference AND day >= :day GROUP BY project, via
     ) AS found
     LEFT JOIN projects ON projects.id = found.project

@@ -804,8 +804,8 @@ def test_memory_is_a_ledger_of_its_own() -> None:
 def test_reserve_full_disk_is_an_error_with_a_cure(tmp_path: Path) -> None:
     path = tmp_path / "prewarm.db"
     with Ledger.open(path) as ledger:
-        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
-        ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+        pages = ledger._database.execute("PRAGMA page_count").fetchone()[0]
+        ledger._database.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(PrewarmError, match=r"prewarm\.db cannot be used: .*full"):
             ledger.keep_manifest(Manifest(OCI_MANIFEST, b"x" * 100_000), at(0))
         # What fits is still done, and nothing of what did not is left.
@@ -830,7 +830,7 @@ def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
 def test_manifest_damaged_content_is_none(ledger: Ledger) -> None:
     manifest = Manifest(OCI_MANIFEST, b"{}")
     ledger.keep_manifest(manifest, at(0))
-    ledger._connection.execute("UPDATE manifests SET content = x'00'")
+    ledger._database.execute("UPDATE manifests SET content = x'00'")
     assert ledger.manifest(manifest.digest) is None
     ledger.keep_manifest(manifest, at(1))
     assert ledger.manifest(manifest.digest) == manifest

@@ -1,0 +1,73 @@
+"""What the ledger asks of a database, SQLite or PostgreSQL: rows, and transactions.
+
+Statements are portable SQL with named parameters (`:name`); `ledger` and `uses` alone hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from prewarm.budget import Moment
+from prewarm.errors import PrewarmError
+
+
+class LostError(PrewarmError):
+    """A transaction was undone before its end, by no fault of its own: it may be done again."""
+
+
+class UnreachableError(PrewarmError):
+    """The database cannot be reached, though it was waited for."""
+
+
+class Rows(Protocol):
+    """What a statement returned."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Database(Protocol):
+    """A connection that the threads of a process share.
+
+    Where it fails (a full disk, a lost connection) that is a PrewarmError, `state` its code or the
+    first part of it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What people know it by: `state /var/lib/prewarm/prewarm.db`."""
+
+    def transaction(
+        self, *, durable: bool = False, alone: str = ""
+    ) -> AbstractContextManager[None]:
+        """Run the body as one transaction.
+
+        A `durable` one is on disk when it returns. Others survive a kill, but a loss of power may
+        take the last of them: what is then forgotten is only ever counted as spent for longer. No
+        two that have the same `alone` run at the same time, in any process.
+        """
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Run the body, which reads, while no other thread uses the connection."""
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] = ...) -> Rows:
+        """Run a statement, in the transaction if there is one."""
+
+    def executemany(self, statement: str, parameters: Iterable[Mapping[str, Any]]) -> None:
+        """Run a statement with each of the parameters, in the transaction that there must be."""
+
+    def tables(self) -> frozenset[str]:
+        """Return the names of the tables that are there."""
+
+    def time(self, moment: Moment) -> float | None:
+        """Return a moment by the server's clock in epoch seconds, rather too early than too late.
+
+        None where there is no server: then the ledger keeps the time by itself.
+        """
+
+    def close(self) -> None: ...
