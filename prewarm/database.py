@@ -31,6 +31,16 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
+class ServerClock(Protocol):
+    """The clock of a server, which counts for all hosts; in epoch seconds."""
+
+    def now(self) -> float:
+        """Return what it shows."""
+
+    def at(self, moment: Moment) -> float:
+        """Return a moment of this host by it, rather too early than too late."""
+
+
 class Database(Protocol):
     """A connection that the threads of a process share.
 
@@ -41,6 +51,10 @@ class Database(Protocol):
     @property
     def name(self) -> str:
         """What people know it by: `state /var/lib/prewarm/prewarm.db`."""
+
+    @property
+    def clock(self) -> ServerClock | None:
+        """The server's; None where there is no server, and the ledger keeps the time by itself."""
 
     def transaction(
         self, *, durable: bool = False, alone: str = ""
@@ -63,11 +77,5 @@ class Database(Protocol):
 
     def tables(self) -> frozenset[str]:
         """Return the names of the tables that are there."""
-
-    def time(self, moment: Moment) -> float | None:
-        """Return a moment by the server's clock in epoch seconds, rather too early than too late.
-
-        None where there is no server: then the ledger keeps the time by itself.
-        """
 
     def close(self) -> None: ...

@@ -14,6 +14,7 @@ boot (DESIGN.md, 1.7). Where there is a server, several hosts write, and its clo
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -409,8 +410,10 @@ class Ledger(Uses):
         sent. `project` alone uses the image, and may have `share` pulls of a window, or one image.
         Nothing is charged where it is refused.
         """
-        with self._transaction(durable=True):
+        with self._transaction(durable=True, alone=f"pulls from {registry}"):
             at = self._note_moment(now)
+            if self._database.clock is not None:
+                self._abandon(at, at - STEP_SECONDS)
             account_rows = {"registry": registry, "account": account, "own": ""}
             refusal = (
                 self._own_refusal(account_rows, pulls, window, at)
@@ -459,9 +462,9 @@ class Ledger(Uses):
         What is lowered needs no room; what is raised is checked as a whole, the GETs already sent
         included. Where it is refused the reservation stays as it was. Else as for `reserve`.
         """
-        with self._transaction(durable=True):
+        with self._transaction(durable=True, alone=f"pulls from {reservation.registry}"):
             at = self._note_moment(now)
-            held_pulls, held_gets = self._in_flight(reservation)
+            held_pulls, held_gets = self._held(reservation)
             account_rows = {
                 "registry": reservation.registry,
                 "account": reservation.account,
@@ -477,7 +480,9 @@ class Ledger(Uses):
             if refusal is not None:
                 return refusal
             self._database.execute(
-                "UPDATE pulls SET pulls = :pulls, gets = :gets, reserved = :at WHERE id = :id",
+                """UPDATE pulls SET pulls = :pulls, gets = :gets, reserved = :at, settled = NULL,
+                          outcome = NULL
+                   WHERE id = :id""",
                 {"pulls": pulls, "gets": gets, "at": at, "id": reservation.id},
             )
             return True
@@ -488,7 +493,7 @@ class Ledger(Uses):
         """Charge what a step really spent; `now` is a moment after its last GET was answered."""
         with self._transaction():
             at = self._note_moment(now)
-            self._in_flight(reservation)
+            self._held(reservation)
             self._database.execute(
                 """UPDATE pulls SET pulls = :pulls, gets = :gets, outcome = :outcome, settled = :at
                    WHERE id = :id""",
@@ -499,24 +504,31 @@ class Ledger(Uses):
         """Give a reservation back: no GET of its step was answered, so nothing was spent."""
         with self._transaction():
             self._note_moment(now)
-            self._in_flight(reservation)
+            self._held(reservation)
             self._database.execute("DELETE FROM pulls WHERE id = :id", {"id": reservation.id})
 
     def recover(self, now: Moment) -> int:
         """Settle what dead processes left in flight, as spent, and return how many steps it was.
 
-        To be called with the lock of the state held: whatever is in flight is then nobody's. Their
-        GETs ended with the process, and no later than a step may send them.
+        To be called with the lock of the state held: whatever is in flight is then nobody's. Where
+        several hosts share the state there is no such lock, and only those are taken for dead that
+        have not extended their reservation for STEP_SECONDS. Their GETs ended with the process,
+        and no later than a step may send them.
         """
         with self._transaction(durable=True):
             at = self._note_moment(now)
-            return self._database.execute(
-                """UPDATE pulls SET outcome = 'abandoned',
-                          settled = CASE WHEN reserved + :step < :at THEN reserved + :step
-                                         ELSE :at END
-                   WHERE settled IS NULL""",
-                {"step": STEP_SECONDS, "at": at},
-            ).rowcount
+            alone = self._database.clock is None
+            return self._abandon(at, math.inf if alone else at - STEP_SECONDS)
+
+    def _abandon(self, at: float, before: float) -> int:
+        """Settle the steps in flight that were reserved, or last extended, before then."""
+        return self._database.execute(
+            """UPDATE pulls SET outcome = 'abandoned',
+                      settled = CASE WHEN reserved + :step < :at THEN reserved + :step
+                                     ELSE :at END
+               WHERE settled IS NULL AND reserved < :before""",
+            {"step": STEP_SECONDS, "at": at, "before": before},
+        ).rowcount
 
     def spends(self, registry: str, account: str, now: Moment, seconds: int) -> tuple[Spend, ...]:
         """Return what the account has in flight or settled in the last `seconds`."""
@@ -605,19 +617,30 @@ class Ledger(Uses):
             for settled, pulls, project in rows
         )
 
-    def _in_flight(self, reservation: Reservation) -> tuple[int, int]:
+    def _held(self, reservation: Reservation) -> tuple[int, int]:
+        """Return the pulls and GETs of a step in flight; LookupError where it has been settled.
+
+        A step that another host took for dead lives on: but nothing is kept for it any more, so
+        that whatever it wants has to be found anew.
+        """
         row = self._database.execute(
-            "SELECT pulls, gets FROM pulls WHERE id = :id AND settled IS NULL",
+            """SELECT pulls, gets, settled FROM pulls
+               WHERE id = :id AND (settled IS NULL OR outcome = 'abandoned')""",
             {"id": reservation.id},
         ).fetchone()
         if row is None:
             raise LookupError(f"reservation {reservation.id} is not in flight")
-        return int(row[0]), int(row[1])
+        return (int(row[0]), int(row[1])) if row[2] is None else (0, 0)
 
     # Ledger time
 
     def _note_moment(self, now: Moment) -> float:
-        """Return the moment in ledger time, and remember it as the last of its boot."""
+        """Return the moment in ledger time, and remember it as the last of its boot.
+
+        Where there is a server, what its clock shows now.
+        """
+        if self._database.clock is not None:
+            return self._database.clock.now()
         base = self._base(now)
         self._database.execute(
             """INSERT INTO boots (boot_id, base, wall, boot) VALUES (:boot_id, :base, :wall, :boot)
@@ -628,6 +651,8 @@ class Ledger(Uses):
         return base + now.boot
 
     def _time(self, moment: Moment) -> float:
+        if self._database.clock is not None:
+            return self._database.clock.at(moment)
         return self._base(moment) + moment.boot
 
     def _base(self, moment: Moment) -> float:

@@ -197,7 +197,7 @@ class Purchasing:
             return too_many(image, len(due), self._limits)
         affordable, refusal = self.afford(image, upstream, bill, len(due))
         for digest in due[:affordable]:
-            self.renew(upstream, bill)
+            self.renew(image, upstream, bill)
             # Another image may share it, and have brought it meanwhile.
             known = self._ledger.manifest(digest)
             image.manifests[digest] = known or self._get(image, upstream, digest, bill)
@@ -236,12 +236,18 @@ class Purchasing:
             refusal = answer
         return 0, refusal
 
-    def renew(self, upstream: UpstreamSite, bill: Bill) -> None:
-        """Keep the reservation young: should we die, it counts until STEP_SECONDS from here."""
+    def renew(self, image: Image, upstream: UpstreamSite, bill: Bill) -> None:
+        """Keep the reservation young: should we die, it counts until STEP_SECONDS from here.
+
+        EndedError where that is refused: the step was taken for dead, or the ledger is away.
+        """
         now = self._clock()
         if now.since(bill.renewed) > STEP_SECONDS / 4:
-            held = bill.reservation
-            self._ledger.extend(held, bill.held_pulls, bill.held_gets, self._windows(upstream), now)
+            held, window = bill.reservation, self._windows(upstream)
+            answer = self._ledger.extend(held, bill.held_pulls, bill.held_gets, window, now)
+            if isinstance(answer, Refusal):
+                price = _exact(bill.held_pulls)
+                raise EndedError(_refused(image, price, answer, now))
             bill.renewed = now
 
     def _get(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from prewarm.budget import Moment
+from prewarm.database import ServerClock
 from prewarm.errors import PrewarmError, UsageError
 
 _BUSY_SECONDS: Final = 30.0
@@ -27,11 +27,11 @@ class SqliteDatabase:
         self,
         connection: sqlite3.Connection,
         name: str,
-        served: Callable[[Moment], float] | None = None,
+        clock: ServerClock | None = None,
     ) -> None:
         self._connection: sqlite3.Connection = connection
         self.name = name
-        self._served = served
+        self.clock = clock
         self._lock = threading.RLock()
         self._synchronous = ""
 
@@ -54,10 +54,10 @@ class SqliteDatabase:
 
     @classmethod
     def memory(
-        cls, name: str = "state in memory", served: Callable[[Moment], float] | None = None
+        cls, name: str = "state in memory", clock: ServerClock | None = None
     ) -> SqliteDatabase:
-        """Return an empty database; `served` tells the time of the server that it stands for."""
-        return cls(_connect(":memory:"), name, served)
+        """Return an empty database; `clock` is that of the server for which it stands, if any."""
+        return cls(_connect(":memory:"), name, clock)
 
     @classmethod
     def read_only(cls, path: Path) -> SqliteDatabase:
@@ -120,9 +120,6 @@ class SqliteDatabase:
     def tables(self) -> frozenset[str]:
         found = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         return frozenset(table for (table,) in found)
-
-    def time(self, moment: Moment) -> float | None:
-        return None if self._served is None else self._served(moment)
 
     def close(self) -> None:
         with self._lock:

@@ -107,7 +107,7 @@ class Warming:
         for digest in lacking[:fitting]:
             if (held_up := self.held_up(image)) is not None:
                 raise EndedError(held_up)
-            self.purchasing.renew(upstream, bill)
+            self.purchasing.renew(image, upstream, bill)
             child = self._fetch(image, site, upstream, digest, bill, due=True)
             image.manifests[digest] = child
             self._note(image, site, child, known=False)

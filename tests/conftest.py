@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.sandbox import Registry, Sandbox
+from tests.support.postgres import Postgres
 
 _SETTINGS = (
     "REGISTRY_AUTH_FILE",
@@ -97,3 +98,10 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     """An empty registry:2."""
     with Registry(tmp_path / "registry") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that is not stopped; each test makes databases of its own in it."""
+    with Postgres() as server:
+        yield server

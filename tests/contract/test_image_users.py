@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import Ledger
 from prewarm.usage import Row
@@ -15,12 +11,6 @@ TODAY = 19_014
 NOW = TODAY * float(DAY)
 SINCE = NOW - 14 * DAY
 ALPINE = "docker.io/library/alpine:3"
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    with Ledger.memory() as opened:
-        yield opened
 
 
 def ran(

@@ -37,6 +37,8 @@ from prewarm.ledger import (
     Written,
 )
 from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
+from tests.contract.stores import PostgresqlStore, SqliteStore, Store, new_database, sql
+from tests.support.postgres import Postgres
 
 HOUR = 3600
 TEN = Window(12, 6 * HOUR, 2)
@@ -47,7 +49,8 @@ def at(seconds: float, boot_id: str = "boot") -> Moment:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def file_ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """One that keeps the time by itself, as no server does it."""
     with Ledger.open(tmp_path / "prewarm.db") as opened:
         yield opened
 
@@ -114,13 +117,39 @@ def test_reserve_registries_and_accounts_are_counted_apart(ledger: Ledger) -> No
     assert ledger.accounts("docker.io") == ("192.0.2.7", "acme")
 
 
-def test_reserve_age_counts_from_settlement(ledger: Ledger) -> None:
-    reservation = reserved(ledger, 10, at(0))
+def test_reserve_age_counts_from_settlement(file_ledger: Ledger) -> None:
+    reservation = reserved(file_ledger, 10, at(0))
     # In flight for longer than a window: its GETs may still come.
-    assert reserve(ledger, 1, at(7 * HOUR)) == Refusal("budget", 6 * HOUR, in_flight=True)
-    ledger.settle(reservation, 10, 11, "copied", at(7 * HOUR))
-    assert reserve(ledger, 1, at(13 * HOUR - 1)) == Refusal("budget", 1.0, in_flight=False)
-    reserved(ledger, 1, at(13 * HOUR))
+    assert reserve(file_ledger, 1, at(7 * HOUR)) == Refusal("budget", 6 * HOUR, in_flight=True)
+    file_ledger.settle(reservation, 10, 11, "copied", at(7 * HOUR))
+    assert reserve(file_ledger, 1, at(13 * HOUR - 1)) == Refusal("budget", 1.0, in_flight=False)
+    reserved(file_ledger, 1, at(13 * HOUR))
+
+
+def test_reserve_on_a_server_takes_a_silent_step_for_dead_and_it_may_come_back(
+    postgres: Postgres,
+) -> None:
+    """No lock tells that its host is gone; what it may have sent counts from when it had to end."""
+    with PostgresqlStore(postgres.database()).open() as ledger:
+        first = reserved(ledger, 7, at(0))
+        silent = at(STEP_SECONDS)
+        assert reserve(ledger, 4, silent) == Refusal("budget", 6 * HOUR, in_flight=True)
+        late = at(STEP_SECONDS + 1)
+        assert reserve(ledger, 4, late) == Refusal("budget", 6 * HOUR - 1.0, in_flight=False)
+        second = reserved(ledger, 3, at(6 * HOUR))
+        assert ledger.recover(at(6 * HOUR)) == 0
+        # It was only slow: what it goes on with needs room as if it had nothing.
+        refused = Refusal("budget", 6 * HOUR, in_flight=True)
+        assert ledger.extend(first, 8, 8, TEN, at(6 * HOUR), None) == refused
+        assert ledger.extend(first, 7, 7, TEN, at(6 * HOUR), None) is True
+        ledger.settle(first, 5, 6, "copied", at(6 * HOUR + 1))
+        ledger.settle(second, 3, 3, "copied", at(6 * HOUR + 1))
+        assert [one.pulls for one in spends(ledger, at(7 * HOUR))] == [3, 5]
+        # A step that was taken for dead can be settled late, too.
+        third = reserved(ledger, 2, at(7 * HOUR))
+        assert ledger.recover(at(8 * HOUR)) == 1
+        ledger.settle(third, 1, 1, "copied", at(8 * HOUR))
+        assert sum(one.pulls for one in spends(ledger, at(8 * HOUR))) == 9
 
 
 def test_settle_less_than_reserved_frees_the_rest(ledger: Ledger) -> None:
@@ -253,58 +282,58 @@ def test_extend_reported_remaining_counts_the_whole_step(ledger: Ledger) -> None
 
 @pytest.mark.parametrize("step", [-(10**8), 10**8])
 def test_reserve_wall_clock_stepped_within_a_boot_changes_nothing(
-    ledger: Ledger, step: float
+    file_ledger: Ledger, step: float
 ) -> None:
-    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    file_ledger.settle(reserved(file_ledger, 10, at(0)), 10, 10, "copied", at(0))
     early, late = at(6 * HOUR - 1), at(6 * HOUR)
     stepped = [Moment(moment.wall + step, "boot", moment.boot) for moment in (early, late)]
-    assert reserve(ledger, 1, stepped[0]) == Refusal("budget", 1.0, in_flight=False)
-    reserved(ledger, 1, stepped[1])
+    assert reserve(file_ledger, 1, stepped[0]) == Refusal("budget", 1.0, in_flight=False)
+    reserved(file_ledger, 1, stepped[1])
 
 
-def test_reserve_after_a_reboot_the_wall_clock_tells(ledger: Ledger) -> None:
-    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+def test_reserve_after_a_reboot_the_wall_clock_tells(file_ledger: Ledger) -> None:
+    file_ledger.settle(reserved(file_ledger, 10, at(0)), 10, 10, "copied", at(0))
     early = Moment(at(6 * HOUR - 1).wall, "second boot", 7.0)
     late = Moment(at(6 * HOUR).wall, "second boot", 8.0)
-    assert reserve(ledger, 1, early) == Refusal("budget", 1.0, in_flight=False)
-    reserved(ledger, 1, late)
+    assert reserve(file_ledger, 1, early) == Refusal("budget", 1.0, in_flight=False)
+    reserved(file_ledger, 1, late)
 
 
-def test_reserve_row_from_the_future_counts_for_one_window(ledger: Ledger) -> None:
-    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+def test_reserve_row_from_the_future_counts_for_one_window(file_ledger: Ledger) -> None:
+    file_ledger.settle(reserved(file_ledger, 10, at(0)), 10, 10, "copied", at(0))
     back = at(0).wall - 10**7
-    assert spends(ledger, Moment(back, "second boot", 7.0)) == (Spend(0.0, 10),)
-    assert isinstance(reserve(ledger, 1, Moment(back, "second boot", 7.0)), Refusal)
+    assert spends(file_ledger, Moment(back, "second boot", 7.0)) == (Spend(0.0, 10),)
+    assert isinstance(reserve(file_ledger, 1, Moment(back, "second boot", 7.0)), Refusal)
     almost = Moment(back, "second boot", 6.0 + 6 * HOUR)
-    assert isinstance(reserve(ledger, 1, almost), Refusal)
-    reserved(ledger, 1, Moment(back, "second boot", 7.0 + 6 * HOUR))
+    assert isinstance(reserve(file_ledger, 1, almost), Refusal)
+    reserved(file_ledger, 1, Moment(back, "second boot", 7.0 + 6 * HOUR))
 
 
-def test_reserve_wall_set_forward_and_then_rebooted_is_noticed(ledger: Ledger) -> None:
+def test_reserve_wall_set_forward_and_then_rebooted_is_noticed(file_ledger: Ledger) -> None:
     """A machine that boots with a wrong date, spends, is set right and boots again."""
-    ledger.settle(reserved(ledger, 10, at(0)), 10, 10, "copied", at(0))
+    file_ledger.settle(reserved(file_ledger, 10, at(0)), 10, 10, "copied", at(0))
     forward = 10**8
-    ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
+    file_ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
     rebooted = Moment(at(90).wall + forward, "second boot", 5.0)
-    assert spends(ledger, rebooted) == (Spend(90.0, 10),)
+    assert spends(file_ledger, rebooted) == (Spend(90.0, 10),)
 
 
-def test_reserve_late_moment_of_a_slow_thread_is_not_the_last(ledger: Ledger) -> None:
-    ledger.settle(reserved(ledger, 8, at(0)), 8, 8, "copied", at(0))
+def test_reserve_late_moment_of_a_slow_thread_is_not_the_last(file_ledger: Ledger) -> None:
+    file_ledger.settle(reserved(file_ledger, 8, at(0)), 8, 8, "copied", at(0))
     forward = 10**8
-    ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
+    file_ledger.recover(Moment(at(60).wall + forward, "boot", at(60).boot))
     # Read before the wall clock was set, noted after it.
-    ledger.release(reserved(ledger, 1, at(50)), at(50))
+    file_ledger.release(reserved(file_ledger, 1, at(50)), at(50))
     rebooted = Moment(at(90).wall + forward, "second boot", 5.0)
-    assert spends(ledger, rebooted) == (Spend(90.0, 8),)
+    assert spends(file_ledger, rebooted) == (Spend(90.0, 8),)
 
 
-def test_recover_settles_when_a_step_must_have_ended(ledger: Ledger) -> None:
-    reserved(ledger, 3, at(0))
-    reserved(ledger, 4, at(900))
-    assert ledger.recover(at(910)) == 2
-    assert spends(ledger, at(910)) == (Spend(910.0 - STEP_SECONDS, 3), Spend(0.0, 4))
-    assert ledger.recover(at(920)) == 0
+def test_recover_settles_when_a_step_must_have_ended(file_ledger: Ledger) -> None:
+    reserved(file_ledger, 3, at(0))
+    reserved(file_ledger, 4, at(900))
+    assert file_ledger.recover(at(910)) == 2
+    assert spends(file_ledger, at(910)) == (Spend(910.0 - STEP_SECONDS, 3), Spend(0.0, 4))
+    assert file_ledger.recover(at(920)) == 0
 
 
 def test_recover_extension_counts_as_the_start(ledger: Ledger) -> None:
@@ -380,14 +409,17 @@ class Budget(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "prewarm.db"
-        self.ledger = Ledger.open(self.path)
+        self.store = self.new_store()
         self.time, self.booted, self.boot = 1000, 0, 0
         self.offset = self.noted_offset = 0
         self.sent: list[int] = []
         self.alive: dict[Reservation, list[int]] = {}
         """Of each step in flight: pulls reserved, pulls spent, when it was allowed them."""
         self.report: tuple[int, Moment] | None = None
+        self.ledger = self.store.open(self.moment, lambda: 1e9 + self.time)
+
+    def new_store(self) -> Store:
+        return SqliteStore(Path(self.folder.name) / "prewarm.db")
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -466,7 +498,7 @@ class Budget(RuleBasedStateMachine):
         self.alive.clear()
         self.report = None
         self.ledger.close()
-        self.ledger = Ledger.open(self.path)
+        self.ledger = self.store.open(self.moment, lambda: 1e9 + self.time)
         self.ledger.recover(self.now())
 
     @rule(seconds=st.sampled_from([1, 100, 180, 299]))
@@ -481,7 +513,8 @@ class Budget(RuleBasedStateMachine):
     @precondition(lambda self: not self.alive)
     @rule()
     def an_idle_window_frees_everything(self) -> None:
-        self.time += self.window.seconds
+        # A server is told of no death: it is inferred from silence.
+        self.time += self.window.seconds + (STEP_SECONDS if self.store.shared else 0)
         capacity = self.window.capacity
         assert capacity is not None
         answer = self.ledger.reserve(*STEP, capacity, 0, self.window, self.now())
@@ -518,6 +551,20 @@ class Quota(Budget):
         assert self.left() >= self.window.reserve or not gets, f"{self.left()} left at {self.time}"
 
 
+class SharedBudget(Budget):
+    """The same on a server, whose clock counts."""
+
+    def new_store(self) -> Store:
+        return new_database()
+
+
+class SharedQuota(Quota):
+    """The same on a server, whose clock counts."""
+
+    def new_store(self) -> Store:
+        return new_database()
+
+
 TestBudgetHolds = Budget.TestCase
 TestQuotaIsLeft = Quota.TestCase
 TestBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
@@ -525,6 +572,11 @@ TestBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
+)
+TestSharedBudgetHolds = pytest.mark.usefixtures("database_of_machines")(SharedBudget.TestCase)
+TestSharedQuotaIsLeft = pytest.mark.usefixtures("database_of_machines")(SharedQuota.TestCase)
+TestSharedBudgetHolds.settings = TestSharedQuotaIsLeft.settings = settings(
+    TestBudgetHolds.settings, max_examples=30
 )
 
 
@@ -784,15 +836,15 @@ def test_open_read_only_without_a_state_says_so_and_makes_none(tmp_path: Path) -
 
 
 def test_open_read_only_sees_a_running_writer_and_writes_nothing(
-    tmp_path: Path, ledger: Ledger
+    tmp_path: Path, file_ledger: Ledger
 ) -> None:
-    reserved(ledger, 3, at(0))
+    reserved(file_ledger, 3, at(0))
     with Ledger.open(tmp_path / "prewarm.db", read_only=True) as copy:
         assert spends(copy, at(0)) == (Spend(0.0, 3, in_flight=True),)
         reserved(copy, 7, at(0))
         copy.start_run(at(0))
-    assert spends(ledger, at(0)) == (Spend(0.0, 3, in_flight=True),)
-    assert ledger.runs(1) == ()
+    assert spends(file_ledger, at(0)) == (Spend(0.0, 3, in_flight=True),)
+    assert file_ledger.runs(1) == ()
 
 
 def test_memory_is_a_ledger_of_its_own() -> None:
@@ -830,7 +882,7 @@ def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
 def test_manifest_damaged_content_is_none(ledger: Ledger) -> None:
     manifest = Manifest(OCI_MANIFEST, b"{}")
     ledger.keep_manifest(manifest, at(0))
-    ledger._database.execute("UPDATE manifests SET content = x'00'")
+    sql(ledger, "UPDATE manifests SET content = :content", content=b"\0")
     assert ledger.manifest(manifest.digest) is None
     ledger.keep_manifest(manifest, at(1))
     assert ledger.manifest(manifest.digest) == manifest

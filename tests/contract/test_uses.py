@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ DAY_0 = 19_000
 NOW = (DAY_0 + 14) * float(DAY)
 SINCE = NOW - 14 * DAY
 ALPINE = "docker.io/library/alpine:3"
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    with Ledger.memory() as opened:
-        yield opened
 
 
 def key(job: str = "build", project: int = 1, **more: Any) -> Key:

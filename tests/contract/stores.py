@@ -1,0 +1,105 @@
+"""Places for ledgers: a file, or a database of a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from prewarm.budget import Moment, Spend
+from prewarm.clock import now as host_clock
+from prewarm.ledger import Ledger, migrate
+from prewarm.postgresql import PostgresqlDatabase
+
+Clock = Callable[[], Moment]
+
+
+class Store(Protocol):
+    """A place for a ledger, which can be opened again."""
+
+    shared: bool
+    """Several hosts may use it, and the server's clock counts."""
+
+    def open(self, clock: Clock | None = None, time: Callable[[], float] | None = None) -> Ledger:
+        """Open it; `clock` is the host's, `time` what a server's clock shows.
+
+        Without them the time is that of the moments which the ledger is told.
+        """
+
+
+class SqliteStore:
+    shared = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, clock: Clock | None = None, time: Callable[[], float] | None = None) -> Ledger:
+        return Ledger.open(self.path)
+
+
+class PostgresqlStore:
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def open(self, clock: Clock | None = None, time: Callable[[], float] | None = None) -> Ledger:
+        told = Told()
+        database = PostgresqlDatabase(
+            self.url, {}, clock=clock or told, server_clock=time or (lambda: 1e9 + told().boot)
+        )
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return TimedLedger(database, told)
+
+
+class Told:
+    """A clock that shows the last moment that the ledger was told."""
+
+    def __init__(self) -> None:
+        self.moment = host_clock()
+
+    def __call__(self) -> Moment:
+        return self.moment
+
+
+class TimedLedger(Ledger):
+    """A ledger whose server and host have the time that the calls name."""
+
+    def __init__(self, database: PostgresqlDatabase, told: Told) -> None:
+        super().__init__(database)
+        self._told = told
+
+    def _note_moment(self, now: Moment) -> float:
+        self._told.moment = now
+        return super()._note_moment(now)
+
+    def spends(self, registry: str, account: str, now: Moment, seconds: int) -> tuple[Spend, ...]:
+        self._told.moment = now
+        return super().spends(registry, account, now, seconds)
+
+
+def sql(ledger: Ledger, statement: str, **values: Any) -> None:
+    """Run a statement in the ledger's database, by the ledger's own connection."""
+    ledger._database.execute(statement, values)
+
+
+_DATABASES: list[PostgresqlStore] = []
+"""Of the test that runs: a state machine takes no fixtures."""
+
+
+def new_database() -> PostgresqlStore:
+    """Return the database of `database_of_machines`, emptied."""
+    (store,) = _DATABASES
+    with store.open() as ledger:
+        for table in sorted(ledger._database.tables() - {"schema_version"}):
+            ledger._database.execute(f"DELETE FROM {table}")
+    return store
+
+
+def lend(store: PostgresqlStore | None) -> None:
+    """Let state machines have this database, or none."""
+    _DATABASES[:] = [store] if store is not None else []
