@@ -5,7 +5,7 @@ Statements are portable SQL with named parameters (`:name`); `ledger` and `uses`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ class UnreachableError(PrewarmError):
 class Rows(Protocol):
     """What a statement returned."""
 
+    @property
+    def description(self) -> Sequence[Any] | None: ...
     @property
     def rowcount(self) -> int: ...
     def fetchone(self) -> Any: ...

@@ -7,8 +7,6 @@ on where it stopped; one project's failure is a problem of that project.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +40,7 @@ from prewarm.ledger import Ledger
 from prewarm.naming import Namer, Project
 from prewarm.runnerlogs import LogReader, Use
 from prewarm.settings import Gitlab, Mirror
+from prewarm.site import scope_of
 from prewarm.usage import mirror_hosts, named, reference_of
 from prewarm.uses import LogKey, PastScan
 
@@ -74,21 +73,6 @@ def scan_due(settings: Gitlab, ledger: Ledger, now: float) -> bool:
     if last is None or last.scope != scope_of(settings):
         return True
     return not 0 <= now - last.finished < settings.rescan
-
-
-def scope_of(settings: Gitlab) -> str:
-    """Return a hash of what a scan reads: another one means that the last scan tells too little."""
-    told = [
-        settings.url,
-        sorted(settings.groups),
-        sorted(settings.projects),
-        settings.scope,
-        sorted(settings.exclude),
-        [sorted(settings.runners.ids), sorted(settings.runners.tags), settings.runners.shared],
-        settings.variables,
-        sorted(settings.runner_logs),
-    ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def scan(

@@ -16,19 +16,20 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
 from prewarm.database import Database
-from prewarm.errors import UsageError
+from prewarm.errors import Failure, UsageError
 from prewarm.manifest import Descriptor, Manifest
+from prewarm.site import Site
 from prewarm.sqlite import SqliteDatabase, opening
-from prewarm.uses import SCHEMA, SCHEMA_PARTS, Uses
+from prewarm.uses import DEMAND_TABLES, SCHEMA, SCHEMA_DEMANDS, SCHEMA_PARTS, Uses
 
 STEP_SECONDS: Final = 120
 """How long after its reservation (or its last extension) a step may still send manifest GETs."""
@@ -58,6 +59,7 @@ _PUSHED: Final = """
     ON CONFLICT (mirror, repository, digest) DO UPDATE SET since = excluded.since"""
 
 _Row = TypeVar("_Row")
+_OnMirror = TypeVar("_OnMirror", "Written", "Known")
 
 MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (
@@ -179,6 +181,19 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
             "ALTER TABLE scans ADD COLUMN token_expiry DOUBLE PRECISION",
         ),
     ),
+    (
+        10,
+        (
+            # Empty where no other host shares the state.
+            "ALTER TABLE runs ADD COLUMN host TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE pulls ADD COLUMN host TEXT NOT NULL DEFAULT ''",
+            # What a sync of each host wanted, and when one did last.
+            """CREATE TABLE wants (
+                mirror TEXT NOT NULL, image TEXT NOT NULL, host TEXT NOT NULL,
+                at DOUBLE PRECISION NOT NULL, PRIMARY KEY (mirror, image, host))""",
+            *SCHEMA_DEMANDS,
+        ),
+    ),
 )
 """The schema's history, each step applied once, in order, in a transaction of its own."""
 
@@ -196,7 +211,8 @@ class Reservation:
 class Refusal:
     """Why a step may not start now."""
 
-    kind: Literal["budget", "project-share", "upstream-quota"]
+    kind: Literal["budget", "project-share", "upstream-quota", "state"]
+    """`state`: the ledger cannot be reached."""
     until: float | None
     """Seconds until the own budget has room; None if never, or if nobody can know."""
     in_flight: bool
@@ -347,8 +363,15 @@ class Ledger(Uses):
     A failure of the database (a full disk, a damaged file) is a PrewarmError, `state` its code.
     """
 
-    def __init__(self, database: Database) -> None:
+    lost: Failure | None = None
+    """Why the server of a shared state cannot be reached any more; None while it can."""
+
+    def __init__(self, database: Database, site: Site | None = None) -> None:
+        """`site`: whose part of a shared state is read and written; None where it has one host."""
         self._database = database
+        self._site = site
+        self._host = site.host if site is not None else ""
+        self._demand = site.demand if site is not None else ""
 
     @classmethod
     def open(cls, path: Path, read_only: bool = False) -> Ledger:
@@ -386,6 +409,11 @@ class Ledger(Uses):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def scanning(self) -> Iterator[bool]:
+        """Yield whether nobody else scans for the same demand: with one host, its lock tells."""
+        yield True
 
     # Reservations
 
@@ -425,10 +453,11 @@ class Ledger(Uses):
             reservation = Reservation(uuid.uuid4().hex, registry, account)
             self._database.execute(
                 """INSERT INTO pulls (id, run, registry, account, repository, digest, pulls, gets,
-                                      wall, boot_id, boot, reserved, project)
+                                      wall, boot_id, boot, reserved, project, host)
                    VALUES (:id, :run, :registry, :account, :repository, :digest, :pulls, :gets,
-                           :wall, :boot_id, :boot, :reserved, :project)""",
+                           :wall, :boot_id, :boot, :reserved, :project, :host)""",
                 {
+                    "host": self._host,
                     "id": reservation.id,
                     "run": run,
                     "registry": registry,
@@ -703,7 +732,8 @@ class Ledger(Uses):
         with self._transaction():
             self._database.executemany(
                 "UPDATE manifests SET used = :used WHERE digest = :digest",
-                [{"used": now.wall, "digest": digest} for digest in digests],
+                # In one order, lest two hosts wait for each other.
+                [{"used": now.wall, "digest": digest} for digest in sorted(digests)],
             )
 
     def forget_manifests(self, unused_since: float) -> int:
@@ -816,7 +846,7 @@ class Ledger(Uses):
         What lay under its tag until now is remembered as pushed, so that it can be pruned, too.
         """
         values = {
-            "mirror": mirror,
+            "mirror": self._name(mirror),
             "image": image,
             "repository": repository,
             "tag": tag,
@@ -840,7 +870,7 @@ class Ledger(Uses):
         self, mirror: str, repository: str, digests: Iterable[str], since: float
     ) -> None:
         """Remember manifests, tagged or not, that are about to be pushed (epoch seconds)."""
-        where = {"mirror": mirror, "repository": repository, "since": since}
+        where = {"mirror": self._name(mirror), "repository": repository, "since": since}
         with self._transaction():
             self._database.executemany(_PUSHED, [{**where, "digest": one} for one in digests])
 
@@ -850,12 +880,12 @@ class Ledger(Uses):
             Pushed,
             """SELECT repository, digest, since FROM pushed WHERE mirror = :mirror
                ORDER BY repository, digest""",
-            {"mirror": mirror},
+            {"mirror": self._name(mirror)},
         )
 
     def forget_pushed(self, mirror: str, repository: str, digests: Iterable[str]) -> None:
         """Forget manifests that are no longer on the mirror."""
-        where = {"mirror": mirror, "repository": repository}
+        where = {"mirror": self._name(mirror), "repository": repository}
         with self._transaction():
             self._database.executemany(
                 """DELETE FROM pushed
@@ -869,7 +899,7 @@ class Ledger(Uses):
             """INSERT INTO cached (mirror, repository, digest, since)
                VALUES (:mirror, :repository, :digest, :since)
                ON CONFLICT (mirror, repository, digest) DO UPDATE SET since = excluded.since""",
-            mirror=mirror,
+            mirror=self._name(mirror),
             repository=repository,
             digest=digest,
             since=now.wall,
@@ -884,7 +914,7 @@ class Ledger(Uses):
         rows: tuple[tuple[str, float], ...] = self._rows(
             lambda digest, since: (str(digest), float(since)),
             "SELECT digest, since FROM cached WHERE mirror = :mirror AND repository = :repository",
-            {"mirror": mirror, "repository": repository},
+            {"mirror": self._name(mirror), "repository": repository},
         )
         return dict(rows)
 
@@ -893,40 +923,60 @@ class Ledger(Uses):
         return self._write("DELETE FROM cached WHERE since < :before", before=before)
 
     def note_wanted(self, images: Iterable[str], now: Moment) -> None:
-        """Note that a sync wants these images, wherever they were written."""
+        """Note that a sync wants these images, on every mirror of the site where they lie."""
+        wanted = sorted(set(images))
         with self._transaction():
-            mirrors = self._database.execute("SELECT DISTINCT mirror FROM written").fetchall()
+            written = self._database.execute("SELECT DISTINCT mirror FROM written").fetchall()
+            mirrors = sorted(mirror for (mirror,) in written if self._sees(mirror))
             # By mirror too, as the table's index needs it.
+            rows = [
+                {"mirror": mirror, "image": image, "now": now.wall, "host": self._host}
+                for mirror in mirrors
+                for image in wanted
+            ]
             self._database.executemany(
-                "UPDATE written SET wanted = :now WHERE mirror = :mirror AND image = :image",
-                [
-                    {"mirror": mirror, "image": image, "now": now.wall}
-                    for image in images
-                    for (mirror,) in mirrors
-                ],
+                "UPDATE written SET wanted = :now WHERE mirror = :mirror AND image = :image", rows
             )
+            if self._site is not None:
+                self._database.executemany(
+                    """INSERT INTO wants (mirror, image, host, at)
+                       VALUES (:mirror, :image, :host, :now)
+                       ON CONFLICT (mirror, image, host) DO UPDATE SET at = excluded.at""",
+                    rows,
+                )
+
+    def wanted_elsewhere(self, mirror: str, since: float) -> dict[str, str]:
+        """Return the images on a mirror that another host wanted since then, with such a host."""
+        found = self._rows(
+            lambda image, host: (str(image), str(host)),
+            """SELECT image, MIN(host) FROM wants
+               WHERE mirror = :mirror AND host <> :host AND at >= :since GROUP BY image""",
+            {"mirror": self._name(mirror), "host": self._host, "since": since},
+        )
+        return dict(found)
 
     def written(self, mirror: str | None = None, image: str | None = None) -> tuple[Written, ...]:
-        """Return what prewarm put on the mirror, of the image; None means any."""
-        return self._rows(
+        """Return what prewarm put on the mirror, of the image; None means any of the site."""
+        name = None if mirror is None else self._name(mirror)
+        found = self._rows(
             Written,
             """SELECT mirror, image, repository, tag, digest, upstream_digest, platforms, bytes,
                       wall, wanted
                FROM written
                WHERE mirror = COALESCE(:mirror, mirror) AND image = COALESCE(:image, image)
                ORDER BY mirror, image""",
-            {"mirror": mirror, "image": image},
+            {"mirror": name, "image": image},
         )
+        return self._seen(found)
 
     def forget_written(self, mirror: str, image: str) -> None:
         """Forget an image that is no longer on the mirror, and its state there."""
         with self._transaction():
-            parameters = {"mirror": mirror, "image": image}
-            for statement in (
-                "DELETE FROM written WHERE mirror = :mirror AND image = :image",
-                "DELETE FROM states WHERE mirror = :mirror AND image = :image",
-            ):
-                self._database.execute(statement, parameters)
+            parameters = {"mirror": self._name(mirror), "image": image}
+            for table in ("written", "states", "wants"):
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE mirror = :mirror AND image = :image", parameters
+                )
 
     def note_state(
         self, image: str, mirror: str, state: str, digest: str | None, now: Moment
@@ -938,20 +988,29 @@ class Ledger(Uses):
                ON CONFLICT (image, mirror) DO UPDATE SET state = excluded.state,
                    digest = excluded.digest, wall = excluded.wall""",
             image=image,
-            mirror=mirror,
+            mirror=self._name(mirror),
             state=state,
             digest=digest,
             wall=now.wall,
         )
 
     def states(self) -> tuple[Known, ...]:
-        """Return the last known state of every image on every mirror."""
+        """Return the last known state of every image on every mirror of the site."""
         query = "SELECT image, mirror, state, digest, wall FROM states ORDER BY image, mirror"
-        return self._rows(Known, query, {})
+        return self._seen(self._rows(Known, query, {}))
 
     def forget_states(self, before: float) -> int:
         """Forget the states last noted before this time (epoch seconds): nobody wants those."""
-        return self._write("DELETE FROM states WHERE wall < :before", before=before)
+        if self._site is None:
+            return self._write("DELETE FROM states WHERE wall < :before", before=before)
+        return sum(
+            self._write(
+                "DELETE FROM states WHERE mirror = :mirror AND wall < :before",
+                mirror=mirror,
+                before=before,
+            )
+            for mirror in self._site.mirrors
+        )
 
     def note_coverage(self, mirror: str, served: int, total: int, now: Moment) -> None:
         """Remember how many of CI's uses a mirror serves now; all mirrors together are ''."""
@@ -961,7 +1020,7 @@ class Ledger(Uses):
                ON CONFLICT (at, mirror) DO UPDATE SET served = excluded.served,
                    total = excluded.total""",
             at=now.wall,
-            mirror=mirror,
+            mirror=self._name(mirror),
             served=served,
             total=total,
         )
@@ -969,11 +1028,25 @@ class Ledger(Uses):
     def covered(self, since: float, mirror: str = "") -> tuple[Covered, ...]:
         """Return the coverage noted since a time (epoch seconds), the oldest first."""
         return self._rows(
-            Covered,
-            """SELECT at, mirror, served, total FROM coverage
+            lambda at, served, total: Covered(at, mirror, served, total),
+            """SELECT at, served, total FROM coverage
                WHERE at >= :since AND mirror = :mirror ORDER BY at""",
-            {"since": since, "mirror": mirror},
+            {"since": since, "mirror": self._name(mirror)},
         )
+
+    def _name(self, mirror: str) -> str:
+        """Return what the state calls a mirror; the one place where a host's own are told apart."""
+        return mirror if self._site is None else self._site.name_of(mirror)
+
+    def _sees(self, name: str) -> bool:
+        return self._site is None or name in self._site.mirrors
+
+    def _seen(self, rows: tuple[_OnMirror, ...]) -> tuple[_OnMirror, ...]:
+        """Return the rows of the site's mirrors, under the URLs that the site knows these by."""
+        if self._site is None:
+            return rows
+        urls = self._site.mirrors
+        return tuple(replace(row, mirror=urls[row.mirror]) for row in rows if row.mirror in urls)
 
     # Runs and what they did
 
@@ -982,7 +1055,11 @@ class Ledger(Uses):
         started = datetime.fromtimestamp(now.wall, UTC).strftime("%Y%m%dT%H%M%SZ")
         run = f"{started}-{uuid.uuid4().hex[:8]}"
         self._write(
-            "INSERT INTO runs (id, started) VALUES (:id, :started)", id=run, started=now.wall
+            """INSERT INTO runs (id, started, host) VALUES (:id, :started, :host)
+               ON CONFLICT (id) DO NOTHING""",
+            id=run,
+            started=now.wall,
+            host=self._host,
         )
         return run
 
@@ -995,16 +1072,17 @@ class Ledger(Uses):
         """
         unfinished = "EXISTS (SELECT 1 FROM runs WHERE id = :run AND finished IS NULL)"
         with self._transaction():
-            for columns, group in (
-                ("'actions', action, COUNT(*)", "GROUP BY action"),
-                ("'bytes', '', COALESCE(SUM(bytes), 0)", ""),
+            for name, columns, group in (
+                ("actions", "action, COUNT(*)", "GROUP BY action"),
+                ("bytes", "'', COALESCE(SUM(bytes), 0)", ""),
             ):
                 self._database.execute(
                     f"""INSERT INTO totals (name, label, value)
-                        SELECT {columns} FROM copies WHERE run = :run AND {unfinished} {group}
+                        SELECT :name, {columns} FROM copies
+                        WHERE run = :run AND {unfinished} {group}
                         ON CONFLICT (name, label) DO UPDATE
                             SET value = totals.value + excluded.value""",
-                    {"run": run},
+                    {"run": run, "name": self._own(name)},
                 )
             self._database.execute(
                 """UPDATE runs SET finished = :finished, exit_code = :exit_code, report = :report,
@@ -1024,42 +1102,47 @@ class Ledger(Uses):
         found = self._rows(
             Run,
             """SELECT id, started, finished, exit_code, report FROM runs
-               WHERE finished IS NOT NULL AND whole = 1
+               WHERE finished IS NOT NULL AND whole = 1 AND host = :host
                ORDER BY started DESC, id DESC LIMIT 1""",
-            {},
+            {"host": self._host},
         )
         return found[0] if found else None
 
     def last_success(self) -> float | None:
         """Return when a run of all that is wanted ended with exit 0 last, in epoch seconds."""
-        query = "SELECT MAX(finished) FROM runs WHERE exit_code = 0 AND whole = 1"
-        (found,) = self._rows(lambda at: at, query, {})
+        query = """SELECT MAX(finished) FROM runs
+                   WHERE exit_code = 0 AND whole = 1 AND host = :host"""
+        (found,) = self._rows(lambda at: at, query, {"host": self._host})
         return None if found is None else float(found)
 
     def totals(self) -> Totals:
-        """Return the sums since the state was made."""
+        """Return the sums since the state was made, of this host where several share it."""
         with self._reading():
             sums = {
                 (name, label): int(value)
-                for name, label, value in self._database.execute(
-                    """SELECT name, label, value FROM totals
-                       UNION ALL
-                       SELECT 'settled', '', COALESCE(SUM(pulls), 0) FROM pulls
-                       WHERE settled IS NOT NULL"""
-                )
+                for name, label, value in self._database.execute("SELECT * FROM totals")
             }
+            (settled,) = self._database.execute(
+                """SELECT COALESCE(SUM(pulls), 0) FROM pulls
+                   WHERE settled IS NOT NULL AND host = :host""",
+                {"host": self._host},
+            ).fetchone()
+        actions, pulls, moved = (self._own(name) for name in ("actions", "pulls", "bytes"))
         return Totals(
-            {label: value for (name, label), value in sums.items() if name == "actions"},
-            sums.get(("pulls", ""), 0) + sums["settled", ""],
-            sums.get(("bytes", ""), 0),
+            {label: value for (name, label), value in sums.items() if name == actions},
+            sums.get((pulls, ""), 0) + int(settled),
+            sums.get((moved, ""), 0),
         )
+
+    def _own(self, text: str) -> str:
+        return text if self._site is None else self._site.own(text)
 
     def told(self, event: str, channel: str) -> Told | None:
         """Return the last notice of an event that a channel took, while the event lasts."""
         found = self._rows(
             lambda about, at: Told(event, channel, frozenset(json.loads(about)), at),
             "SELECT told, at FROM notices WHERE event = :event AND channel = :channel",
-            {"event": event, "channel": channel},
+            {"event": event, "channel": self._own(channel)},
         )
         return found[0] if found else None
 
@@ -1070,7 +1153,7 @@ class Ledger(Uses):
                VALUES (:event, :channel, :told, :at)
                ON CONFLICT (event, channel) DO UPDATE SET told = excluded.told, at = excluded.at""",
             event=told.event,
-            channel=told.channel,
+            channel=self._own(told.channel),
             told=json.dumps(sorted(told.about)),
             at=told.at,
         )
@@ -1080,16 +1163,16 @@ class Ledger(Uses):
         self._write(
             "DELETE FROM notices WHERE event = :event AND channel = :channel",
             event=event,
-            channel=channel,
+            channel=self._own(channel),
         )
 
     def runs(self, newest: int, skip: int = 0) -> tuple[Run, ...]:
-        """Return the newest runs but the first `skip`, the newest first."""
+        """Return this host's newest runs but the first `skip`, the newest first."""
         return self._rows(
             Run,
-            """SELECT id, started, finished, exit_code, report FROM runs
+            """SELECT id, started, finished, exit_code, report FROM runs WHERE host = :host
                ORDER BY started DESC, id DESC LIMIT :newest OFFSET :skip""",
-            {"newest": newest, "skip": skip},
+            {"newest": newest, "skip": skip, "host": self._host},
         )
 
     def note_copy(
@@ -1150,25 +1233,34 @@ class Ledger(Uses):
         clock that was set forward frees no budget.
         """
         with self._transaction():
-            pulls_before = {"before": self._note_moment(now) - keep}
-            wall_before = {"before": now.wall - keep}
+            host = {"host": self._host}
+            pulls_before = host | {"before": self._note_moment(now) - keep}
             self._database.execute(
                 """INSERT INTO totals (name, label, value)
-                   SELECT 'pulls', '', COALESCE(SUM(pulls), 0) FROM pulls WHERE settled < :before
+                   SELECT :name, '', COALESCE(SUM(pulls), 0) FROM pulls
+                   WHERE settled < :before AND host = :host
                    ON CONFLICT (name, label) DO UPDATE SET value = totals.value + excluded.value""",
-                pulls_before,
+                pulls_before | {"name": self._own("pulls")},
             )
-            self._database.execute("DELETE FROM pulls WHERE settled < :before", pulls_before)
+            self._database.execute(
+                "DELETE FROM pulls WHERE settled < :before AND host = :host", pulls_before
+            )
+            wall_before = {"before": now.wall - keep}
             self._database.execute("DELETE FROM copies WHERE wall < :before", wall_before)
             self._database.execute("DELETE FROM runs WHERE started < :before", wall_before)
-            newest = "SELECT id FROM runs ORDER BY started DESC, id DESC LIMIT :kept"
+            self._database.execute("DELETE FROM wants WHERE at < :before", wall_before)
+            mine = "SELECT id FROM runs WHERE host = :host"
+            newest = f"{mine} ORDER BY started DESC, id DESC LIMIT :kept"
+            kept = host | {"kept": REPORTS_KEPT}
             self._database.execute(
-                f"UPDATE runs SET report = '{{}}' WHERE report <> '{{}}' AND id NOT IN ({newest})",
-                {"kept": REPORTS_KEPT},
+                f"""UPDATE runs SET report = '{{}}'
+                    WHERE report <> '{{}}' AND host = :host AND id NOT IN ({newest})""",
+                kept,
             )
             self._database.execute(
-                f"DELETE FROM copies WHERE action <> 'copy' AND run NOT IN ({newest})",
-                {"kept": REPORTS_KEPT},
+                f"""DELETE FROM copies
+                    WHERE action <> 'copy' AND run IN ({mine}) AND run NOT IN ({newest})""",
+                kept,
             )
             series_before = {"before": now.wall - SERIES_SECONDS}
             self._database.execute("DELETE FROM coverage WHERE at < :before", series_before)
@@ -1198,6 +1290,28 @@ class Ledger(Uses):
 # The schema
 
 
+def copy_state(source: Database, target: Database, site: Site) -> None:
+    """Copy a site's view of a state into an empty database, and bring that up to date there.
+
+    UsageError for a state of a newer prewarm, and for what is no state.
+    """
+    version = version_of(source)
+    _refuse_newer(source, version)
+    migrate(target, version)
+    for table in sorted(target.tables() - {"schema_version"}):
+        part = "WHERE demand = :demand" if table in DEMAND_TABLES and version >= 10 else ""
+        found = source.execute(f"SELECT * FROM {table} {part}", {"demand": site.demand})
+        columns = [column[0] for column in found.description or ()]
+        names = ", ".join(columns)
+        values = ", ".join(f":{column}" for column in columns)
+        with target.transaction():
+            target.executemany(
+                f"INSERT INTO {table} ({names}) VALUES ({values})",
+                (dict(zip(columns, row, strict=True)) for row in found),
+            )
+    migrate(target)
+
+
 def migrate(database: Database, to: int | None = None) -> None:
     """Bring the schema up to date, or to a version; each step and its record in one transaction.
 
@@ -1218,7 +1332,11 @@ def migrate(database: Database, to: int | None = None) -> None:
             database.execute(
                 "INSERT INTO schema_version (version) VALUES (:version)", {"version": number}
             )
-    if version > newest:
+    _refuse_newer(database, version)
+
+
+def _refuse_newer(database: Database, version: int) -> None:
+    if version > MIGRATIONS[-1][0]:
         name = database.name
         raise UsageError("state", f"{name} was written by a newer prewarm", "upgrade prewarm")
 

@@ -61,6 +61,7 @@ class PostgresqlDatabase:
         url: str,
         environ: Mapping[str, str],
         *,
+        host: str = "",
         clock: Clock = host_clock,
         server_clock: Callable[[], float] | None = None,
         patience: float = PATIENCE,
@@ -74,6 +75,7 @@ class PostgresqlDatabase:
         self.name = f"state {url}"
         self._url = url
         self._passfile = _passfile(environ)
+        self._label = f"prewarm on {host}, process {os.getpid()}" if host else "prewarm"
         self._clock = clock
         self.clock: ServerClock | None = self
         self._server_clock = server_clock
@@ -84,8 +86,8 @@ class PostgresqlDatabase:
         """Keys of the locks that this process holds, by their names."""
         self._session: tuple[Any, ...] | None = None
         """Which session ours is, or was."""
-        self._within = False
-        """In a transaction."""
+        self.within = False
+        """In a transaction, which is of the thread that asks where one of its own could be."""
         with self._lock:
             self._connect()
 
@@ -101,13 +103,13 @@ class PostgresqlDatabase:
                 begin += f"; SELECT pg_advisory_xact_lock({_key(alone)})"
             try:
                 self._outside(begin)
-                self._within = True
+                self.within = True
                 yield
             except BaseException:
                 self._roll_back()
                 raise
             finally:
-                self._within = False
+                self.within = False
             self._commit()
 
     @contextmanager
@@ -120,7 +122,7 @@ class PostgresqlDatabase:
     ) -> psycopg.Cursor[Any]:
         values = {name: _value(value) for name, value in parameters.items()}
         with self._lock:
-            if not self._within:
+            if not self.within:
                 found: psycopg.Cursor[Any] = self._outside(_translated(statement), values)
                 return found
             assert self._connection is not None
@@ -143,11 +145,11 @@ class PostgresqlDatabase:
         """Run the body, which reads, on the state as it is now, whoever is writing to it."""
         with self._lock:
             self._outside("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            self._within = True
+            self.within = True
             try:
                 yield
             finally:
-                self._within = False
+                self.within = False
                 self._roll_back()
 
     def _outside(self, statement: str, values: Mapping[str, Any] | None = None) -> Any:
@@ -247,7 +249,7 @@ class PostgresqlDatabase:
             self._url,
             autocommit=True,
             connect_timeout=_CONNECT_SECONDS,
-            application_name="prewarm",
+            application_name=self._label,
             keepalives_idle=20,
             keepalives_interval=10,
             keepalives_count=3,
@@ -312,6 +314,16 @@ class PostgresqlDatabase:
                 with suppress(PrewarmError):
                     self._outside(f"SELECT pg_advisory_unlock({_key(name)})")
 
+    def holder(self, name: str) -> str | None:
+        """Return which session has a lock, as its application names itself; None: none, now."""
+        query = """SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+                   WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                     AND (CAST(classid AS BIGINT) << 32) | CAST(objid AS BIGINT) = :key
+                     AND pg_locks.database = (
+                         SELECT oid FROM pg_database WHERE datname = current_database())"""
+        found = self.execute(query, {"key": _key(name)}).fetchone()
+        return str(found[0]).removeprefix("prewarm ") if found and found[0] else None
+
     def _try_lock(self, name: str) -> bool:
         self._outside("SELECT 1")
         assert self._connection is not None
@@ -325,7 +337,8 @@ class PostgresqlDatabase:
         if self._server_clock is not None:
             return self._server_clock()
         query = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
-        return float(self.execute(query).fetchone()[0])
+        ((shown,),) = self.execute(query)
+        return float(shown)
 
     def at(self, moment: Moment) -> float:
         """Return a moment of this host by the server's clock; see `ServerClock`."""

@@ -311,6 +311,9 @@ def _refused(image: Image, price: Cost, refusal: Refusal, now: Moment) -> Defer:
         reason = f"only {project} uses it, which has had its share of the window meanwhile"
         until = None if refusal.until is None else now.wall + refusal.until
         return Defer(image.want, image.seen, price, "project-share", reason, until)
+    if refusal.kind == "state":
+        reason = "the shared state cannot be reached, and nothing is pulled without the ledger"
+        return Defer(image.want, image.seen, price, "state-unreachable", reason)
     return Defer(
         image.want,
         image.seen,

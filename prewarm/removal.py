@@ -34,6 +34,7 @@ from prewarm.prune import (
 from prewarm.reference import InvalidReference, parse
 from prewarm.report import Report, distinct
 from prewarm.settings import Gitlab, Newest
+from prewarm.site import scope_of
 from prewarm.sync import Session, list_tags, probe, used_images
 
 log = logging.getLogger("prewarm")
@@ -153,8 +154,6 @@ def _last_used(session: Session) -> dict[str, float]:
 
 def _unknown_demand(session: Session) -> tuple[Failure, bool] | None:
     """Return why what is wanted cannot be known, and whether a person may force it."""
-    from prewarm.discover import scope_of  # python-gitlab is slow to load
-
     settings = session.settings
     last = session.ledger.last_scan(complete=True)
     gitlab = settings.gitlab

@@ -19,11 +19,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
-from prewarm.proxies import is_loopback
+from prewarm.site import canonical
 
 FILE: Final = "prewarm.db"
 _SYSTEM_CONFIG: Final = Path("/etc/prewarm/images.yml")
@@ -230,18 +229,6 @@ class MirrorLock:
                 return text
         pid = int(struct.unpack("3i", peer)[0])
         return f"{text}, process {pid}" if pid else text
-
-
-def canonical(url: str) -> str:
-    """Return a mirror's URL in the one spelling that its lock is named after.
-
-    All names of this machine are one: to lock a port too many costs a wait, one too few the lock.
-    """
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-    host = (parts.hostname or "").rstrip(".")
-    host = "localhost" if is_loopback(host) else host
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def locks_for(state: Path | None, mirrors: Iterable[str]) -> tuple[Lock, ...]:

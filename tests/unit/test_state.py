@@ -16,11 +16,11 @@ import pytest
 
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.site import canonical
 from prewarm.state import (
     Lock,
     MirrorLock,
     StateLock,
-    canonical,
     check_owner,
     exclusive,
     locks_for,

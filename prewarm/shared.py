@@ -1,0 +1,207 @@
+"""The state on PostgreSQL that several hosts share: opened, kept through failures, done without.
+
+Where the server cannot be reached any more, what a sync notes is forgotten, and nothing is pulled:
+tags and copies between mirrors go on. What was in flight stays charged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Final, Literal
+
+from prewarm.budget import Moment
+from prewarm.clock import now as host_clock
+from prewarm.database import LostError, UnreachableError
+from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, migrate
+from prewarm.postgresql import PATIENCE, PostgresqlDatabase
+from prewarm.site import Site
+from prewarm.sqlite import SqliteDatabase
+from prewarm.state import Lock
+
+log = logging.getLogger("prewarm")
+
+_GLANCE: Final = 5.0
+"""Seconds that a server is waited for by who only wants to look."""
+_TRIES: Final = 5
+"""Of a transaction that the server undid, or that a lost connection ended."""
+
+
+class SharedLedger(Ledger):
+    """A site's part of a shared state, for a sync: it may go on while the server is away."""
+
+    @classmethod
+    def connect(
+        cls, url: str, site: Site, environ: Mapping[str, str], patience: float = PATIENCE
+    ) -> SharedLedger:
+        """Open the state, and bring its schema up to date.
+
+        A server that cannot be reached is what `lost` tells. UsageError for a state of a newer
+        prewarm or of another program, and where psycopg is missing.
+        """
+        try:
+            database = PostgresqlDatabase(url, environ, host=site.host, patience=patience)
+        except UnreachableError as error:
+            found = cls(_in_memory(f"state {url}"), site)
+            found.do_without(error)
+            return found
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database, site)
+
+    @contextmanager
+    def scanning(self) -> Iterator[bool]:
+        """Hold the lease of the site's demand, if no other host scans for it; yields whether.
+
+        It is the session's: a host that dies, or is cut off, gives it back.
+        """
+        lease = self.lock(f"demand {self._demand}", "the demand")
+        if not lease.try_acquire(0.0):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lease.release()
+
+    def lock(self, name: str, what: str) -> ServerLock:
+        """Return a lock that one session at a time holds, whichever host it is of."""
+        return ServerLock(self, name, what)
+
+    def mirror_locks(self, urls: Iterable[str]) -> tuple[Lock, ...]:
+        """Return the locks of the mirrors that a sync writes to, each once."""
+        names = {self._name(url): url for url in urls}
+        return tuple(self.lock(f"mirror {name}", f"mirror {names[name]}") for name in sorted(names))
+
+    def reserve(self, *args: Any, **more: Any) -> Reservation | Refusal:
+        if self.lost is not None:
+            return Refusal("state", None, in_flight=False)
+        return super().reserve(*args, **more)
+
+    def extend(self, *args: Any, **more: Any) -> Literal[True] | Refusal:
+        if self.lost is not None:
+            return Refusal("state", None, in_flight=False)
+        return super().extend(*args, **more)
+
+    def settle(self, *args: Any, **more: Any) -> None:
+        if self.lost is None:
+            super().settle(*args, **more)
+
+    def release(self, *args: Any, **more: Any) -> None:
+        if self.lost is None:
+            super().release(*args, **more)
+
+    def do_without(self, error: UnreachableError) -> None:
+        """Go on in memory, for as long as this ledger is open."""
+        log.error("%s; nothing is pulled without it", error)
+        self.lost = error.failure
+        self._database.close()
+        self._database = _in_memory(self._database.name)
+
+    def server(self) -> PostgresqlDatabase | None:
+        """Return the database, while it can be reached."""
+        return self._database if isinstance(self._database, PostgresqlDatabase) else None
+
+
+class ServerLock:
+    """A lock of the session's own (`Lock`); without a server everybody has it."""
+
+    def __init__(self, ledger: SharedLedger, name: str, what: str) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._what = what
+
+    def try_acquire(self, since: float) -> bool:  # noqa: ARG002 - the server does not tell it
+        server = self._ledger.server()
+        if server is None:
+            return True
+        try:
+            return server.hold(self._name)
+        except UnreachableError as error:
+            self._ledger.do_without(error)
+            return True
+
+    def release(self) -> None:
+        server = self._ledger.server()
+        if server is not None:
+            server.let_go(self._name)
+
+    def holder(self) -> str:
+        server = self._ledger.server()
+        who = server.holder(self._name) if server is not None else None
+        return f"{self._what} is held by another prewarm{f', {who}' if who else ''}"
+
+
+def look(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
+    """Return a site's part of a shared state as it is now, copied into memory.
+
+    Nothing is changed on the server: a dry run may note what it likes. UsageError as for
+    `SharedLedger.connect`, UnreachableError where the server cannot be reached.
+    """
+    database = PostgresqlDatabase(url, environ, patience=_GLANCE)
+    try:
+        with database.snapshot():
+            clock = _Elapsed(database.now(), host_clock())
+            copy = SqliteDatabase.memory(database.name, clock)
+            try:
+                copy_state(database, copy, site)
+            except BaseException:
+                copy.close()
+                raise
+    finally:
+        database.close()
+    return Ledger(copy, site)
+
+
+class _Elapsed:
+    """A server's clock (`ServerClock`) as it was read once, going on with the host's."""
+
+    def __init__(self, shown: float, read: Moment) -> None:
+        self._shown = shown
+        self._read = read
+
+    def now(self) -> float:
+        return self._shown + host_clock().since(self._read)
+
+    def at(self, moment: Moment) -> float:
+        return self.now() - host_clock().since(moment)
+
+
+def _in_memory(name: str) -> SqliteDatabase:
+    database = SqliteDatabase.memory(name)
+    migrate(database)
+    return database
+
+
+def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of the ledger be done again where the server undid it, or without a server."""
+
+    @wraps(method)
+    def done(self: SharedLedger, *args: Any, **more: Any) -> Any:
+        for left in reversed(range(_TRIES)):
+            try:
+                return method(self, *args, **more)
+            except LostError:
+                server = self.server()
+                if not left or (server is not None and server.within):
+                    raise
+            except UnreachableError as error:
+                self.do_without(error)
+        return method(self, *args, **more)
+
+    return done
+
+
+_OWN: Final = frozenset(
+    {"close", "connect", "memory", "open", "scanning", "lock", "mirror_locks", "do_without"}
+    | {"server"}
+)
+for _name, _method in inspect.getmembers(SharedLedger, inspect.isfunction):
+    if not _name.startswith("_") and _name not in _OWN:
+        setattr(SharedLedger, _name, _lasting(_method))
