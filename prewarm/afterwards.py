@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from prewarm.clock import Clock
@@ -32,6 +31,7 @@ from prewarm.notices import (
 )
 from prewarm.report import Report
 from prewarm.settings import Notify, Settings
+from prewarm.state import StatePlace
 from prewarm.words import printable
 
 log = logging.getLogger("prewarm")
@@ -45,8 +45,7 @@ class Watch:
 
     settings: Settings
     ledger: Ledger
-    state: Path
-    """The file of the ledger."""
+    state: StatePlace
     clock: Clock
     environ: Mapping[str, str]
     stop: threading.Event
@@ -87,9 +86,12 @@ def _after_failure(
 
 
 def write_metrics(watch: Watch, failure: Problem | None = None) -> Problem | None:
-    """Write the file that `metrics:` names, if any; return the problem where that fails."""
+    """Write the file that `metrics:` names, if any; return the problem where that fails.
+
+    Without the state nothing is known: the file stays as it is, and its age tells.
+    """
     path = watch.settings.metrics
-    if path is None:
+    if path is None or watch.ledger.lost is not None:
         return None
     from prewarm.exposition import text_of, write  # prometheus_client is slow to load
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from prewarm import __version__, streams
-from prewarm.errors import ConfigError, PrewarmError, UsageError
+from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, UsageError
 from prewarm.home import home_folder
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from prewarm.notify_socket import Watchdog
     from prewarm.report import Report
     from prewarm.settings import Pin, Settings
+    from prewarm.site import Site
+    from prewarm.state import StatePlace
     from prewarm.sync import Follow, Scanner, Session
 
 log = logging.getLogger("prewarm")
@@ -229,17 +231,17 @@ def _sync(
     from prewarm.console import watching
     from prewarm.sync import Doing, sync
 
-    with _recording(settings, waiting) as (ledger, path):
+    with _locked(settings, _targets(settings), waiting) as ledger:
 
         def synced() -> Report:
             with (
-                _copying(settings, ledger, path, use_reserve=use_reserve) as (session, tools),
+                _copying(settings, ledger, use_reserve=use_reserve) as (session, tools),
                 watching(quiet=options.quiet) as progress,
             ):
                 doing = Doing(tools, progress, session.stop)
                 return sync(session, asked, doing, scanner, follow)
 
-        watch = Watch(settings, ledger, path, clock.now, os.environ, _stopping)
+        watch = Watch(settings, ledger, _place(settings), clock.now, os.environ, _stopping)
         return told(watch, synced, whole=not asked)
 
 
@@ -271,8 +273,7 @@ def run(options: Global, listen: str | None) -> int:
     config = find_config(options.config, os.environ, Path.cwd())
     settings = load(config)
     address = _listening(listen)
-    path = _state_path(settings)
-    with _reading(path) as ledger:
+    with _reading(settings) as ledger:
         # One by one: each has its report with it.
         runs = (run for number in range(100) for run in ledger.runs(1, skip=number))
         started, unfinished = last_run(runs)
@@ -337,9 +338,9 @@ def _served(
 
     def metrics() -> bytes:
         settings = current()
-        path = _state_path(settings)
-        with _reading(path) as ledger:
-            return text_of(samples_of(settings, ledger, clock.now(), path, health.broken_off))
+        with _reading(settings) as ledger:
+            place = _place(settings)
+            return text_of(samples_of(settings, ledger, clock.now(), place, health.broken_off))
 
     with Scrape(address, metrics, lambda: health.ill(goes_on=watchdog.content)) as scrape:
         log.info("serving /metrics and /healthz at %s, port %d", address[0], scrape.port)
@@ -413,10 +414,6 @@ def _scan_file(file: Path, root: str | None) -> Scan:
 
 
 def _scan(options: Global, project: str | None) -> Scan:
-    from prewarm import clock
-    from prewarm.ledger import Ledger
-    from prewarm.state import exclusive, locks_for, prepare
-
     settings = options.settings()
     scanner = _scanner(options, settings, project)
     if scanner is None:
@@ -425,9 +422,13 @@ def _scan(options: Global, project: str | None) -> Scan:
             f"{settings.path} names no GitLab to scan",
             "write gitlab: with its url, or read one file with prewarm scan --file .gitlab-ci.yml",
         )
-    path = _state_path(settings)
-    prepare(path, os.geteuid(), _typed())
-    with exclusive(locks_for(path, ()), clock.now()), Ledger.open(path) as ledger:
+    with _locked(settings, (), 0.0) as ledger, ledger.scanning() as alone:
+        if ledger.lost is not None:
+            raise PrewarmError(ledger.lost.code, ledger.lost.text, ledger.lost.cure)
+        if not alone:
+            raise AlreadyRunningError(
+                "already-running", "another host scans for this demand", "run again later"
+            )
         return scanner(ledger)
 
 
@@ -469,9 +470,8 @@ def status(options: Global, as_json: bool) -> int:
     from prewarm.status import status_of
 
     settings = options.settings()
-    path = _state_path(settings)
-    with _reading(path) as ledger:
-        found = status_of(settings, ledger, clock.now(), path)
+    with _reading(settings) as ledger:
+        found = status_of(settings, ledger, clock.now(), _place(settings))
     show_status(found, as_json=as_json)
     return 0
 
@@ -497,9 +497,8 @@ def report_command(options: Global, file: str) -> int:
     from prewarm.replacing import replace_file
 
     settings = options.settings()
-    path = _state_path(settings)
-    with _reading(path) as ledger:
-        text = page(overview_of(settings, ledger, clock.now(), path))
+    with _reading(settings) as ledger:
+        text = page(overview_of(settings, ledger, clock.now(), _place(settings)))
     if file == "-":
         click.echo(text, nl=False)
         return 0
@@ -532,7 +531,7 @@ def simulate_command(options: Global, budgets: tuple[int, ...], as_json: bool) -
     from prewarm.simulate import simulate, useful_budgets
 
     settings = options.settings()
-    with _reading(_state_path(settings)) as ledger:
+    with _reading(settings) as ledger:
         images = record_of(settings, ledger, clock.now())
         window = present_window(settings, ledger)
     compared = sorted(set(budgets)) or useful_budgets(window.capacity)
@@ -718,7 +717,7 @@ def client_config(options: Global, kind: str, output: str | None, ask_upstream: 
     settings = options.settings()
     known: tuple[Known, ...] = ()
     if kind == "kubernetes":
-        with _reading(_state_path(settings)) as ledger:
+        with _reading(settings) as ledger:
             known = ledger.states()
     files = made(kind, settings, known, ask_upstream=ask_upstream)
     for comment in filter(None, (file.comment for file in files)):
@@ -734,10 +733,10 @@ def client_config(options: Global, kind: str, output: str | None, ask_upstream: 
 # -- sessions ---------------------------------------------------------------------------------
 
 
-def _state_path(settings: Settings) -> Path:
-    from prewarm.state import state_path
+def _place(settings: Settings) -> StatePlace:
+    from prewarm.state import place_of
 
-    return state_path(settings.state, settings.path, os.environ, home_folder(os.environ))
+    return place_of(settings.state, settings.path, os.environ, home_folder(os.environ))
 
 
 def _typed() -> list[str]:
@@ -748,14 +747,32 @@ def _typed() -> list[str]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Ledger]:
-    """Open the state to look at it; an empty one where there is none yet."""
-    from prewarm.ledger import Ledger
-    from prewarm.state import check_owner
+def _reading(settings: Settings, *, noting: bool = False) -> Iterator[Ledger]:
+    """Open the state to look at it; an empty one where there is none yet.
 
-    check_owner(path, os.geteuid(), _typed())
-    with Ledger.open(path, read_only=True) if path.exists() else Ledger.memory() as ledger:
+    Where that is `noting` what it sees, it gets a copy to note that in.
+    """
+    from prewarm.ledger import Ledger
+    from prewarm.state import Shared, check_owner
+
+    place = _place(settings)
+    if isinstance(place, Shared):
+        from prewarm.shared import look, read
+
+        opened = (look if noting else read)(place.url, _site(settings), os.environ)
+    else:
+        check_owner(place, os.geteuid(), _typed())
+        opened = Ledger.open(place, read_only=True) if place.exists() else Ledger.memory()
+    with opened as ledger:
         yield ledger
+
+
+def _site(settings: Settings) -> Site:
+    import socket
+
+    from prewarm.site import site_of
+
+    return site_of(settings, settings.host or socket.gethostname())
 
 
 @contextmanager
@@ -769,11 +786,39 @@ def _looking(
 
     patience = AT_A_TERMINAL if waits else None
     with (
-        _reading(_state_path(settings)) as ledger,
+        _reading(settings, noting=True) as ledger,
         open_edges(settings, os.environ, patience) as edges,
         _cut_off(edges),
     ):
         yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended)
+
+
+@contextmanager
+def _locked(settings: Settings, targets: Sequence[str], waiting: float) -> Iterator[Ledger]:
+    """Open the state to write to it, with its lock and those of the mirrors `targets`.
+
+    A shared state has none of its own: there the server keeps two syncs of a mirror apart, too.
+    """
+    from prewarm import clock
+    from prewarm.ledger import Ledger
+    from prewarm.state import Shared, exclusive, folder_of, locks_for, prepare, prepare_folder
+
+    place = _place(settings)
+    if not isinstance(place, Shared):
+        prepare(place, os.geteuid(), _typed())
+        with (
+            exclusive(locks_for(place, targets), clock.now(), waiting),
+            Ledger.open(place) as ledger,
+        ):
+            yield ledger
+        return
+    from prewarm.shared import SharedLedger
+
+    prepare_folder(folder_of(place, targets), os.geteuid(), _typed())
+    with SharedLedger.connect(place.url, _site(settings), os.environ) as shared:
+        locks = (*locks_for(None, targets), *shared.mirror_locks(targets))
+        with exclusive(locks, clock.now(), waiting):
+            yield shared
 
 
 @contextmanager
@@ -782,42 +827,31 @@ def _writing(
 ) -> Iterator[tuple[Session, Any]]:
     """Open what is needed to copy, with the locks of the state and of every target mirror."""
     with (
-        _recording(settings, waiting) as (ledger, path),
-        _copying(settings, ledger, path, use_reserve=use_reserve) as found,
+        _locked(settings, _targets(settings), waiting) as ledger,
+        _copying(settings, ledger, use_reserve=use_reserve) as found,
     ):
         yield found
 
 
-@contextmanager
-def _recording(settings: Settings, waiting: float) -> Iterator[tuple[Ledger, Path]]:
-    """Open the state, with its lock and that of every target mirror."""
-    from prewarm import clock
-    from prewarm.ledger import Ledger
-    from prewarm.state import exclusive, locks_for, prepare
-
-    path = _state_path(settings)
-    prepare(path, os.geteuid(), _typed())
-    targets = [mirror.url for mirror in settings.mirrors if mirror.role == "target"]
-    with (
-        exclusive(locks_for(path, targets), clock.now(), waiting),
-        Ledger.open(path) as ledger,
-    ):
-        yield ledger, path
+def _targets(settings: Settings) -> list[str]:
+    return [mirror.url for mirror in settings.mirrors if mirror.role == "target"]
 
 
 @contextmanager
 def _copying(
-    settings: Settings, ledger: Ledger, path: Path, *, use_reserve: bool
+    settings: Settings, ledger: Ledger, *, use_reserve: bool
 ) -> Iterator[tuple[Session, Any]]:
-    """Open the registries and skopeo; `path` is the ledger's file."""
+    """Open the registries and skopeo."""
     from prewarm import clock
     from prewarm.edges import open_edges, open_tools
+    from prewarm.state import folder_of
     from prewarm.sync import Session
 
+    folder = folder_of(_place(settings), _targets(settings))
     with (
         open_edges(settings, os.environ) as edges,
         _cut_off(edges),
-        open_tools(edges, path.parent / "skopeo", os.environ, home_folder(os.environ)) as tools,
+        open_tools(edges, folder / "skopeo", os.environ, home_folder(os.environ)) as tools,
     ):
         yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended), tools
 

@@ -673,7 +673,7 @@ def _settings(root: _Found, path: Path) -> Settings:
     keys: dict[str, _Found] = root.value
     values: dict[str, Any] = {
         name: keys[name].value
-        for name in ("recheck", "timezone", "authfile", "metrics")
+        for name in ("recheck", "timezone", "authfile", "host", "metrics")
         if name in keys
     }
     if "registries" in keys:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -229,7 +230,7 @@ def last_run(runs: Iterable[Run]) -> tuple[float | None, bool]:
 
 
 def _may_pass(problem: Problem) -> bool:
-    bare = problem.code.removeprefix("mirror-").removeprefix("gitlab-")
+    bare = re.sub(r"\A(mirror|gitlab|state)-", "", problem.code)
     return problem.severity == "error" and bare in _DOWN
 
 

@@ -12,6 +12,7 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,8 @@ from prewarm.redirects import File, read_files
 from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
-from prewarm.state import check_owner, state_path
+from prewarm.site import Site, site_of
+from prewarm.state import Shared, StatePlace, check_owner, place_of
 from prewarm.sync import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
@@ -137,10 +139,14 @@ class Place:
     stop: Event = field(default_factory=Event)
     """Set when the look is to end."""
 
-    def state(self) -> Path:
+    def state(self) -> StatePlace:
         """Return where the state lies; UsageError where it has no place."""
         settings = self.settings
-        return state_path(settings.state, settings.path, self.environ, self.home)
+        return place_of(settings.state, settings.path, self.environ, self.home)
+
+    def site(self) -> Site:
+        """Return this host's part of a shared state."""
+        return site_of(self.settings, self.settings.host or socket.gethostname())
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def examine(place: Place) -> Checkup:
     looks += [
         ("platforms", partial(_check_platforms, memory)),
         ("registries.conf", partial(_check_redirects, place)),
-        ("state", partial(_check_state, place)),
+        ("state", partial(_check_state, place, skews)),
     ]
     looks += [("client", partial(_check_client, asking, kind)) for kind in place.clients]
     with ThreadPoolExecutor(8, "doctor") as pool:
@@ -203,15 +209,23 @@ def _remembered(place: Place) -> _Memory:
     settings = place.settings
     pinned = wants(settings, settings.pins, {})
     try:
-        path = place.state()
-        if settings.gitlab is None or not path.exists():
+        state = place.state()
+        if settings.gitlab is None or (isinstance(state, Path) and not state.exists()):
             return _Memory(pinned)
-        with Ledger.open(path, read_only=True) as ledger:
+        with _opened(place, state) as ledger:
             used = used_of_late(settings, ledger, place.clock().wall)
     except (PrewarmError, OSError):
         return _Memory(pinned)
     demand = with_uses(settings, pinned, used)
     return _Memory(tuple(w for w in demand if skipped_by(w, settings.skip) is None), used)
+
+
+def _opened(place: Place, state: StatePlace) -> Ledger:
+    if isinstance(state, Path):
+        return Ledger.open(state, read_only=True)
+    from prewarm.shared import read
+
+    return read(state.url, place.site(), place.environ)
 
 
 def _with_good_authfile(place: Place) -> Place:
@@ -321,8 +335,29 @@ def _redirect(file: File, prefix: str, targets: Sequence[str], mirrors: set[str]
     return Check("registries.conf", "warning", text, cure)
 
 
-def _check_state(place: Place) -> Checks:
+def _check_server(place: Place, state: Shared, skews: Skews) -> Checks:
+    from prewarm.shared import examine
+
+    before = place.clock().wall
+    found = examine(state.url, place.environ)
+    skews["PostgreSQL"] = skew_of(before, found.time, place.clock().wall)
+    newest = MIGRATIONS[-1][0]
+    schema = (
+        f"schema {found.version}" if found.version else "no tables yet: the first sync makes them"
+    )
+    if 0 < found.version < newest:
+        schema += f", brought to {newest} by the next sync"
+    text = f"{state} answers, PostgreSQL {found.server}: {schema}"
+    if not found.may_create:
+        cure = f"as its owner: GRANT USAGE, CREATE ON SCHEMA public TO {found.user}"
+        return (Check("state", "failed", f"{state}: {found.user} may make no tables there", cure),)
+    return (Check("state", "ok", text),)
+
+
+def _check_state(place: Place, skews: Skews) -> Checks:
     path = place.state()
+    if isinstance(path, Shared):
+        return _check_server(place, path, skews)
     check_owner(path, place.user, place.argv)
     if not path.exists():
         return (Check("state", "ok", f"{path} is not there yet; the first sync makes it"),)

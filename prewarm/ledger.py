@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
 from prewarm.database import Database
@@ -404,7 +404,7 @@ class Ledger(Uses):
     def close(self) -> None:
         self._database.close()
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1333,6 +1333,11 @@ def migrate(database: Database, to: int | None = None) -> None:
                 "INSERT INTO schema_version (version) VALUES (:version)", {"version": number}
             )
     _refuse_newer(database, version)
+
+
+def is_current(database: Database) -> bool:
+    """Whether the schema is this version's; UsageError as for `version_of`."""
+    return version_of(database) == MIGRATIONS[-1][0]
 
 
 def _refuse_newer(database: Database, version: int) -> None:

@@ -10,13 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from prewarm.budget import Moment
 from prewarm.errors import Problem
 from prewarm.ledger import Ledger, Run
 from prewarm.settings import Settings
+from prewarm.state import StatePlace
 from prewarm.status import status_of
 
 
@@ -124,7 +124,11 @@ _ACTIONS: Final = ("copy", "tag", "fresh", "defer", "skip", "fail")
 
 
 def samples_of(
-    settings: Settings, ledger: Ledger, now: Moment, state: Path, failure: Problem | None = None
+    settings: Settings,
+    ledger: Ledger,
+    now: Moment,
+    state: StatePlace,
+    failure: Problem | None = None,
 ) -> tuple[Sample, ...]:
     """Return all samples at `now`; what is not known has none.
 

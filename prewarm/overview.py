@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 from prewarm.budget import Moment, Spend, Window, loads
@@ -20,6 +19,7 @@ from prewarm.history import DAY
 from prewarm.ledger import Ledger, Run
 from prewarm.reference import parse
 from prewarm.settings import Mirror, Settings
+from prewarm.state import StatePlace
 from prewarm.status import Status, status_of
 from prewarm.usage import UsedImage
 
@@ -94,7 +94,7 @@ class Overview:
     """As in the status, with the summary of the report and `problems`, their number."""
 
 
-def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: Path) -> Overview:
+def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: StatePlace) -> Overview:
     """Return what is to be seen at `now`; empty but whole where nothing has run yet."""
     status = status_of(settings, ledger, now, state)
     scan = ledger.last_scan()

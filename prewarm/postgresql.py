@@ -140,6 +140,13 @@ class PostgresqlDatabase:
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         return frozenset(name for (name,) in self.execute(query))
 
+    def rights(self) -> tuple[str, str, bool]:
+        """Return the server's version, our user, and whether that may make tables."""
+        query = """SELECT current_setting('server_version'), current_user,
+                          has_schema_privilege(current_schema(), 'CREATE')"""
+        ((version, user, may_create),) = self.execute(query)
+        return str(version), str(user), bool(may_create)
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Run the body, which reads, on the state as it is now, whoever is writing to it."""

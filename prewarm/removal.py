@@ -33,7 +33,7 @@ from prewarm.prune import (
 )
 from prewarm.reference import InvalidReference, parse
 from prewarm.report import Report, distinct
-from prewarm.settings import Gitlab, Newest
+from prewarm.settings import Gitlab, Mirror, Newest
 from prewarm.site import scope_of
 from prewarm.sync import Session, list_tags, probe, used_images
 
@@ -193,8 +193,14 @@ def _named(demand: Iterable[Want]) -> Iterator[Key]:
                 yield want.reference.mirror_repository, digest
 
 
-def _images(ledger: Ledger, url: str, demand: _Demand) -> tuple[Image, ...]:
-    """Return what prewarm wrote to the mirror, with when it was last wanted, and by whom."""
+def _images(ledger: Ledger, mirror: Mirror, demand: _Demand, now: float) -> tuple[Image, ...]:
+    """Return what prewarm wrote to the mirror, with when it was last wanted, and by whom.
+
+    What another host that shares the state wanted within `keep` is wanted still.
+    """
+    url = mirror.url
+    others = ledger.wanted_elsewhere(url, now - mirror.keep)
+    elsewhere = {image: f"{host} wants it" for image, host in others.items()}
     used = demand.used
     return tuple(
         Image(
@@ -204,7 +210,7 @@ def _images(ledger: Ledger, url: str, demand: _Demand) -> tuple[Image, ...]:
             written.digest,
             max(written.wanted, used.get(written.image) or 0.0),
             used.get(written.image),
-            demand.why(written.image),
+            demand.why(written.image) or elsewhere.get(written.image),
         )
         for written in ledger.written(mirror=url)
     )
@@ -225,7 +231,7 @@ def _prune_mirror(
     if site.failure is not None:
         return Pruned(site.url, None), []
     settings, ledger = site.settings, session.ledger
-    images = _images(ledger, site.url, demand)
+    images = _images(ledger, settings, demand, session.clock().wall)
     stock = _read(session, site, images, demand.named)
     if stock is None:
         return Pruned(site.url, None), []

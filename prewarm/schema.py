@@ -139,6 +139,7 @@ _SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]i?B|B)", re.
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _CLOCK: Final = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 _EVERY: Final = re.compile(r"every +(\S+)")
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _HOST_PORT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _AUTHORITY: Final = re.compile(rf"{_HOST_PORT.pattern}|\[[0-9A-Fa-f:.]+\](?::[0-9]{{1,5}})?")
 _GITLAB_PATH: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
@@ -308,6 +309,12 @@ def _state(text: str) -> Path | str:
     login, at, _ = parts.netloc.rpartition("@")
     if (at and ":" in login) or names & {"password", "sslpassword"}:
         raise Refused("holds a password", "take it out; prewarm reads it from pgpass (PGPASSFILE)")
+    return text
+
+
+def _host_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(text)
     return text
 
 
@@ -863,6 +870,18 @@ FILE: Final = Keys(
             "What prewarm remembers: a SQLite file, or postgresql://prewarm@db/prewarm.",
             "/var/lib/prewarm/prewarm.db",
             "$STATE_DIRECTORY, else /var/lib/prewarm or the XDG state folder",
+        ),
+        Key(
+            "host",
+            Text(
+                "a name of letters, digits, dots and dashes",
+                _host_name,
+                {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+                "write a name such as runner-7",
+            ),
+            "What this host is called in a state that several share; no two are called the same.",
+            "runner-7",
+            "the machine's name",
         ),
         Key(
             "metrics",

@@ -165,6 +165,8 @@ class Settings:
     authfile: Path | None = None
     state: str | None = None
     """As written: an absolute path or a postgresql:// URL; None where the rules decide."""
+    host: str | None = None
+    """What this host is called in a shared state; None: as the machine is."""
     metrics: Path | None = None
     notify: Notify | None = None
     problems: tuple[Problem, ...] = ()

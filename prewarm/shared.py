@@ -10,13 +10,14 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, Literal
 
 from prewarm.budget import Moment
 from prewarm.clock import now as host_clock
 from prewarm.database import LostError, UnreachableError
-from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, migrate
+from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, is_current, migrate, version_of
 from prewarm.postgresql import PATIENCE, PostgresqlDatabase
 from prewarm.site import Site
 from prewarm.sqlite import SqliteDatabase
@@ -138,6 +139,19 @@ class ServerLock:
         return f"{self._what} is held by another prewarm{f', {who}' if who else ''}"
 
 
+def read(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
+    """Open a site's part of a shared state to read it; else as for `look`."""
+    database = PostgresqlDatabase(url, environ, patience=_GLANCE)
+    try:
+        if is_current(database):
+            return Ledger(database, site)
+    except BaseException:
+        database.close()
+        raise
+    database.close()
+    return look(url, site, environ)
+
+
 def look(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
     """Return a site's part of a shared state as it is now, copied into memory.
 
@@ -157,6 +171,31 @@ def look(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
     finally:
         database.close()
     return Ledger(copy, site)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server tells of itself and of the state there."""
+
+    server: str
+    """Its version."""
+    user: str
+    may_create: bool
+    """Whether that user may make tables."""
+    version: int
+    """Of the schema; 0: there is none yet."""
+    time: float
+    """By its clock, in epoch seconds."""
+
+
+def examine(url: str, environ: Mapping[str, str]) -> Server:
+    """Ask the server of a state; else as for `look`."""
+    database = PostgresqlDatabase(url, environ, patience=0.0)
+    try:
+        server, user, may_create = database.rights()
+        return Server(server, user, may_create, version_of(database), database.now())
+    finally:
+        database.close()
 
 
 class _Elapsed:

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,24 +31,39 @@ _SYSTEM_STATE: Final = Path("/var/lib/prewarm")
 _POLL_SECONDS: Final = 0.2
 
 
-def state_path(
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A state on a PostgreSQL server; `folder` is where this host keeps what is its own."""
+
+    url: str
+    """Without a password."""
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.url
+
+
+StatePlace = Path | Shared
+"""Where the state lies: a SQLite file, or a server."""
+
+
+def place_of(
     written: str | None, config: Path | None, environ: Mapping[str, str], home: Path | None
-) -> Path:
-    """Return where the SQLite state lies (contract, 2): as written, else by the rules.
+) -> StatePlace:
+    """Return where the state lies (contract, 2): as written, else by the rules.
 
     The rules: $STATE_DIRECTORY (systemd may list several, the first counts), /var/lib/prewarm for
-    the system's configuration, the XDG state folder. UsageError for a URL: there is SQLite only;
-    and where a `home` is needed and there is none.
+    the system's configuration, the XDG state folder. UsageError where a `home` is needed and there
+    is none.
     """
-    if written is not None:
-        if "://" in written:
-            scheme = written.partition("://")[0]
-            raise UsageError(
-                "state",
-                f"state: {scheme}:// is not yet supported by this version",
-                "write the path of a file, such as /var/lib/prewarm/prewarm.db",
-            )
-        return Path(written)
+    if written is None:
+        return _by_the_rules(config, environ, home)
+    if "://" in written:
+        return Shared(written, _by_the_rules(config, environ, home).parent)
+    return Path(written)
+
+
+def _by_the_rules(config: Path | None, environ: Mapping[str, str], home: Path | None) -> Path:
     given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
         return Path(given) / FILE
@@ -103,6 +119,15 @@ def prepare(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> 
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def prepare_folder(folder: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
+    """Make a folder of this host's own ready; UsageError as for `prepare`."""
+    check_owner(folder, user, argv)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def _owned(path: Path) -> tuple[Path, int | None]:
@@ -236,6 +261,17 @@ def locks_for(state: Path | None, mirrors: Iterable[str]) -> tuple[Lock, ...]:
     urls = {canonical(url): url for url in mirrors}
     own: tuple[Lock, ...] = (StateLock(state),) if state is not None else ()
     return (*own, *(MirrorLock(urls[name]) for name in sorted(urls)))
+
+
+def folder_of(state: StatePlace, mirrors: Iterable[str]) -> Path:
+    """Return the folder in which a sync of these mirrors keeps what is of this host alone.
+
+    Beside a file, under its lock. With a server the locks of the mirrors keep two syncs apart.
+    """
+    if isinstance(state, Path):
+        return state.parent
+    told = "\n".join(sorted(map(canonical, mirrors)))
+    return state.folder / f"shared-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from prewarm.budget import Limit, Moment, Window
@@ -26,6 +25,7 @@ from prewarm.observe import required_of
 from prewarm.plan import Quota
 from prewarm.report import budget_json, iso
 from prewarm.settings import Allowance, Mirror, Settings
+from prewarm.state import StatePlace
 from prewarm.usage import UsedImage
 
 _WEEK: Final = 7 * DAY
@@ -47,7 +47,7 @@ class Status:
 
 
 def status_of(
-    settings: Settings, ledger: Ledger, now: Moment, state: Path, *, sizes: bool = True
+    settings: Settings, ledger: Ledger, now: Moment, state: StatePlace, *, sizes: bool = True
 ) -> Status:
     """Return the status at `now`; empty but whole where nothing has run yet.
 

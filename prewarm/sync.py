@@ -78,9 +78,8 @@ class Session:
         spends = self.ledger.spends(
             upstream.settings.name, upstream.account_name, now, window.seconds
         )
-        return Quota(
-            upstream.account_name, window, source, spends, upstream.limit, closed=upstream.closed
-        )
+        closed = upstream.closed or self.ledger.lost
+        return Quota(upstream.account_name, window, source, spends, upstream.limit, closed=closed)
 
     def quotas(self) -> dict[str, Quota]:
         return {name: self.quota(upstream) for name, upstream in self.edges.upstreams.items()}
@@ -316,14 +315,21 @@ Follow = Callable[[Session, Report], Report]
 def scan_if_due(session: Session, scanner: Scanner | None) -> tuple[Problem, ...]:
     """Scan where the last scan is too old; without a GitLab the remembered demand must do."""
     gitlab = session.settings.gitlab
-    if gitlab is None or scanner is None:
+    if gitlab is None or scanner is None or session.ledger.lost is not None:
         return ()
     from prewarm.discover import scan_due  # python-gitlab is slow to load
 
     if not scan_due(gitlab, session.ledger, session.clock().wall):
         return ()
     try:
-        return scanner(session.ledger).problems
+        with session.ledger.scanning() as alone:
+            # Another host that shares the state may be at it, or have done it meanwhile.
+            if not alone:
+                log.info("another host asks GitLab; the demand is that of the last scan")
+                return ()
+            if not scan_due(gitlab, session.ledger, session.clock().wall):
+                return ()
+            return scanner(session.ledger).problems
     except PrewarmError as error:
         text = f"{error.text}; the demand is that of the last scan"
         return (Problem("error", error.code, gitlab.url, text, error.cure),)
@@ -368,7 +374,8 @@ def sync(
     wanted = [str(want.reference) for want, _ in seen.images]
     session.ledger.note_wanted(wanted, session.clock())
     report = report_of(session, run, started.wall, outcomes, seen, is_dry=False)
-    if follow is not None and report.exit_code in (0, 1) and not session.stop.is_set():
+    ended = session.stop.is_set() or session.ledger.lost is not None
+    if follow is not None and report.exit_code in (0, 1) and not ended:
         report = follow(session, report)
     # A file or a list of tags that could not be read, or a stop, hides what is wanted still.
     complete = seen.complete and not (session.settings.problems or session.stop.is_set())
@@ -468,6 +475,8 @@ def report_of(
     quotas = session.quotas()
     used = {outcome.step.want.reference.registry for outcome in outcomes}
     problems = [*session.settings.problems, *session.edges.problems, *seen.problems]
+    if (lost := session.ledger.lost) is not None:
+        problems.append(Problem("error", lost.code, "state", lost.text, lost.cure))
     for site in session.edges.mirrors:
         if site.failure is not None:
             failure = site.failure

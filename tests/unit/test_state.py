@@ -20,12 +20,13 @@ from prewarm.site import canonical
 from prewarm.state import (
     Lock,
     MirrorLock,
+    Shared,
     StateLock,
     check_owner,
     exclusive,
     locks_for,
+    place_of,
     prepare,
-    state_path,
 )
 
 HOME = Path("/home/me")
@@ -60,22 +61,23 @@ OTHER = ME + 4242
 def test_state_path_rules_give_path(
     written: str | None, config: Path | None, environ: dict[str, str], path: str
 ) -> None:
-    assert state_path(written, config, environ, HOME) == Path(path)
+    assert place_of(written, config, environ, HOME) == Path(path)
 
 
 def test_state_path_without_a_home_is_needed_by_the_last_rule_alone() -> None:
-    assert state_path("/srv/p.db", None, {}, None) == Path("/srv/p.db")
-    assert state_path(None, None, {"STATE_DIRECTORY": "/s"}, None) == Path("/s/prewarm.db")
-    assert state_path(None, SYSTEM, {}, None) == Path("/var/lib/prewarm/prewarm.db")
-    assert state_path(None, None, {"XDG_STATE_HOME": "/x"}, None) == Path("/x/prewarm/prewarm.db")
+    assert place_of("/srv/p.db", None, {}, None) == Path("/srv/p.db")
+    assert place_of(None, None, {"STATE_DIRECTORY": "/s"}, None) == Path("/s/prewarm.db")
+    assert place_of(None, SYSTEM, {}, None) == Path("/var/lib/prewarm/prewarm.db")
+    assert place_of(None, None, {"XDG_STATE_HOME": "/x"}, None) == Path("/x/prewarm/prewarm.db")
     with pytest.raises(UsageError, match=r"no home folder; write state: "):
-        state_path(None, None, {}, None)
+        place_of(None, None, {}, None)
 
 
-def test_state_path_postgresql_is_refused_without_its_password() -> None:
-    with pytest.raises(UsageError, match="not yet supported") as caught:
-        state_path("postgresql://prewarm:hunter2@db/prewarm", None, {}, HOME)
-    assert "hunter2" not in str(caught.value)
+def test_place_of_a_server_has_a_folder_of_this_host_by_the_rules() -> None:
+    url = "postgresql://prewarm@db/prewarm"
+    found = place_of(url, SYSTEM, {}, HOME)
+    assert found == Shared(url, Path("/var/lib/prewarm"))
+    assert str(found) == url
 
 
 def test_prepare_missing_folder_is_made_private(tmp_path: Path) -> None:
