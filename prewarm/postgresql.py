@@ -29,8 +29,10 @@ try:
 except ImportError:  # the extra is not installed, or there is no libpq
     psycopg = None  # type: ignore[assignment]
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 20.0
 """Seconds that a server which was there is waited for: a restart takes less."""
+FIRST_PATIENCE: Final = 5.0
+"""Seconds that it is waited for at first."""
 _CONNECT_SECONDS: Final = 5
 _POLL_SECONDS: Final = 0.25
 _SESSION: Final = {
@@ -64,7 +66,6 @@ class PostgresqlDatabase:
         host: str = "",
         clock: Clock = host_clock,
         server_clock: Callable[[], float] | None = None,
-        patience: float = PATIENCE,
     ) -> None:
         if psycopg is None:
             raise UsageError(
@@ -79,7 +80,7 @@ class PostgresqlDatabase:
         self._clock = clock
         self.clock: ServerClock | None = self
         self._server_clock = server_clock
-        self._patience = patience
+        self._patience = FIRST_PATIENCE
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._held: dict[str, int] = {}
@@ -90,6 +91,7 @@ class PostgresqlDatabase:
         """In a transaction, which is of the thread that asks where one of its own could be."""
         with self._lock:
             self._connect()
+        self._patience = PATIENCE
 
     # Statements
 

@@ -18,15 +18,13 @@ from prewarm.budget import Moment
 from prewarm.clock import now as host_clock
 from prewarm.database import LostError, UnreachableError
 from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, is_current, migrate, version_of
-from prewarm.postgresql import PATIENCE, PostgresqlDatabase
+from prewarm.postgresql import PostgresqlDatabase
 from prewarm.site import Site
 from prewarm.sqlite import SqliteDatabase
 from prewarm.state import Lock
 
 log = logging.getLogger("prewarm")
 
-_GLANCE: Final = 5.0
-"""Seconds that a server is waited for by who only wants to look."""
 _TRIES: Final = 5
 """Of a transaction that the server undid, or that a lost connection ended."""
 
@@ -35,16 +33,14 @@ class SharedLedger(Ledger):
     """A site's part of a shared state, for a sync: it may go on while the server is away."""
 
     @classmethod
-    def connect(
-        cls, url: str, site: Site, environ: Mapping[str, str], patience: float = PATIENCE
-    ) -> SharedLedger:
+    def connect(cls, url: str, site: Site, environ: Mapping[str, str]) -> SharedLedger:
         """Open the state, and bring its schema up to date.
 
         A server that cannot be reached is what `lost` tells. UsageError for a state of a newer
         prewarm or of another program, and where psycopg is missing.
         """
         try:
-            database = PostgresqlDatabase(url, environ, host=site.host, patience=patience)
+            database = PostgresqlDatabase(url, environ, host=site.host)
         except UnreachableError as error:
             found = cls(_in_memory(f"state {url}"), site)
             found.do_without(error)
@@ -141,7 +137,7 @@ class ServerLock:
 
 def read(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
     """Open a site's part of a shared state to read it; else as for `look`."""
-    database = PostgresqlDatabase(url, environ, patience=_GLANCE)
+    database = PostgresqlDatabase(url, environ)
     try:
         if is_current(database):
             return Ledger(database, site)
@@ -158,7 +154,7 @@ def look(url: str, site: Site, environ: Mapping[str, str]) -> Ledger:
     Nothing is changed on the server: a dry run may note what it likes. UsageError as for
     `SharedLedger.connect`, UnreachableError where the server cannot be reached.
     """
-    database = PostgresqlDatabase(url, environ, patience=_GLANCE)
+    database = PostgresqlDatabase(url, environ)
     try:
         with database.snapshot():
             clock = _Elapsed(database.now(), host_clock())
@@ -190,7 +186,7 @@ class Server:
 
 def examine(url: str, environ: Mapping[str, str]) -> Server:
     """Ask the server of a state; else as for `look`."""
-    database = PostgresqlDatabase(url, environ, patience=0.0)
+    database = PostgresqlDatabase(url, environ)
     try:
         server, user, may_create = database.rights()
         return Server(server, user, may_create, version_of(database), database.now())
