@@ -83,6 +83,7 @@ class PostgresqlDatabase:
         self._patience = FIRST_PATIENCE
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
+        self._closed = False
         self._held: dict[str, int] = {}
         """Keys of the locks that this process holds, by their names."""
         self._session: tuple[Any, ...] | None = None
@@ -229,6 +230,8 @@ class PostgresqlDatabase:
 
     def _connect(self) -> None:
         """Connect, and take the held locks again; a server that restarts is waited for."""
+        if self._closed:
+            raise ValueError(f"{self.name} is closed")
         began = time.monotonic()
         while True:
             try:
@@ -297,6 +300,7 @@ class PostgresqlDatabase:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._forget_connection()
             if self._passfile is not None:
                 os.close(self._passfile)

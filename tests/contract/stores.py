@@ -10,12 +10,18 @@ from prewarm.budget import Moment, Spend
 from prewarm.clock import now as host_clock
 from prewarm.ledger import Ledger, migrate
 from prewarm.postgresql import PostgresqlDatabase
+from prewarm.shared import SharedLedger
+from prewarm.site import Site
 
 Clock = Callable[[], Moment]
 
 
 class Store(Protocol):
     """A place for a ledger, which can be opened again."""
+
+    @property
+    def place(self) -> str:
+        """What `opened` opens."""
 
     shared: bool
     """Several hosts may use it, and the server's clock counts."""
@@ -32,6 +38,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.place = str(path)
 
     def open(self, clock: Clock | None = None, time: Callable[[], float] | None = None) -> Ledger:
         return Ledger.open(self.path)
@@ -41,7 +48,7 @@ class PostgresqlStore:
     shared = True
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = self.place = url
 
     def open(self, clock: Clock | None = None, time: Callable[[], float] | None = None) -> Ledger:
         told = Told()
@@ -54,6 +61,13 @@ class PostgresqlStore:
             database.close()
             raise
         return TimedLedger(database, told)
+
+
+def opened(place: str, host: str = "host") -> Ledger:
+    """Open a ledger as a sync does, with the real clocks; for processes that tests start."""
+    if "://" not in place:
+        return Ledger.open(Path(place))
+    return SharedLedger.connect(place, Site(host, {}, ""), {})
 
 
 class Told:

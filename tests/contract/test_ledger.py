@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from prewarm import ledger as ledger_module
 from prewarm.budget import Moment, Spend, Window
+from prewarm.clock import now as host_clock
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.ledger import (
     MIGRATIONS,
@@ -37,9 +38,10 @@ from prewarm.ledger import (
     Written,
 )
 from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
-from tests.contract.stores import PostgresqlStore, SqliteStore, Store, new_database, sql
+from tests.contract.stores import PostgresqlStore, SqliteStore, Store, new_database, opened, sql
 from tests.support.postgres import Postgres
 
+ROOT = Path(__file__).parents[2]
 HOUR = 3600
 TEN = Window(12, 6 * HOUR, 2)
 
@@ -600,61 +602,88 @@ def test_reserve_many_threads_get_exactly_the_budget(ledger: Ledger) -> None:
 
 TAKE = """
 import sys
-from pathlib import Path
-from prewarm.budget import Moment, Window
-from prewarm.ledger import Ledger, Reservation
-taken = 0
-with Ledger.open(Path(sys.argv[1])) as ledger:
+from prewarm.budget import Window
+from prewarm.clock import now
+from prewarm.ledger import Reservation
+from tests.contract.stores import opened
+tries = taken = 0
+with opened(sys.argv[1]) as ledger:
     print("open", flush=True)
     sys.stdin.readline()
-    while isinstance(ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 1, 1,
-                                    Window(60), Moment(0.0, "boot", 0.0)), Reservation):
+    image = ("docker.io", sys.argv[2], "library/x", "sha256:0")
+    while isinstance(
+        step := ledger.reserve("run", *image, 1, 1, Window(100), now()), Reservation
+    ):
+        tries += 1
+        if tries % 7 == 0:
+            ledger.release(step, now())
+            continue
         taken += 1
+        if tries % 2:
+            ledger.settle(step, 1, 1, "spent", now())
 print(taken)
 """
 
 
-def test_reserve_many_processes_get_exactly_the_budget(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TAKE, str(tmp_path / "prewarm.db")]
-    children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "open\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    taken = [int(child.communicate(timeout=60)[0]) for child in children]
-    assert sum(taken) == 60
+def test_reserve_many_processes_get_exactly_the_budget(store: Store) -> None:
+    """Of an account, and of anonymous pulls, some of them at an address that is not known yet."""
+    store.open().close()
+    for accounts in (["acme"] * 4, ["anonymous", "anonymous@192.0.2.7"] * 2):
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", TAKE, store.place, account],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for account in accounts
+        ]
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "open\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        taken = [int(child.communicate(timeout=60)[0]) for child in children]
+        assert sum(taken) == 100
+        assert sum(one > 0 for one in taken) > 1
 
 
 DIE = """
 import sys, time
-from pathlib import Path
-from prewarm.budget import Moment, Window
-from prewarm.ledger import Ledger
-ledger = Ledger.open(Path(sys.argv[1]))
-ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 4, 5, Window(10),
-               Moment(1_700_000_000.0, "boot", 100.0))
+from prewarm.budget import Window
+from prewarm.clock import now
+from tests.contract.stores import opened
+ledger = opened(sys.argv[1])
+ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 4, 5, Window(10), now())
 print("reserved", flush=True)
 time.sleep(60)
 """
 
 
-def test_recover_after_kill_nine_leaves_the_row_spent(tmp_path: Path) -> None:
-    path = tmp_path / "prewarm.db"
-    command = [sys.executable, "-c", DIE, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+def test_recover_after_kill_nine_leaves_the_row_spent(store: Store) -> None:
+    store.open().close()
+    command = [sys.executable, "-c", DIE, store.place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "reserved\n"
         child.kill()
-    with Ledger.open(path) as ledger:
-        assert spends(ledger, at(0)) == (Spend(0.0, 4, in_flight=True),)
-        assert ledger.recover(at(30)) == 1
-        assert spends(ledger, at(40)) == (Spend(10.0, 4),)
+    with opened(store.place) as ledger:
+        (spend,) = ledger.spends("docker.io", "acme", host_clock(), 6 * HOUR)
+        assert (spend.pulls, spend.in_flight) == (4, True)
+        assert isinstance(reserve(ledger, 7, host_clock()), Refusal)
+        reserved(ledger, 6, host_clock())
+        if not store.shared:
+            assert ledger.recover(host_clock()) == 2
+            return
+        # Nobody can tell yet that it is dead; once it has been silent for long it is.
+        assert ledger.recover(host_clock()) == 0
+        sql(ledger, "UPDATE pulls SET reserved = reserved - :s WHERE pulls = 4", s=STEP_SECONDS)
+        assert ledger.recover(host_clock()) == 1
+        held = ledger.spends("docker.io", "acme", host_clock(), 6 * HOUR)
+        assert [(one.pulls, one.in_flight) for one in held] == [(4, False), (6, True)]
 
 
 # Opening

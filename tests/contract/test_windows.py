@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -32,6 +33,7 @@ from prewarm.rank import ranked
 from prewarm.reference import Reference, parse
 from prewarm.registry import Head, Registry
 from prewarm.settings import Limits, Mirror, Upstream
+from tests.contract.stores import SqliteStore, Store, new_database
 
 HUB, QUAY = "docker.io", "quay.io"
 LENGTHS: Final = {HUB: 300, QUAY: 180}
@@ -218,7 +220,7 @@ class Process:
         self.site, self.mirror, self.windows, self.parallel = site, mirror, windows, parallel
         self.ceilings = dict(windows)
         """By registry, the largest window of all processes that ran at the same time."""
-        self.ledger = Ledger.open(site.path)
+        self.ledger = site.open()
         self.over: set[int] = set()
         self.upstreams = {
             name: UpstreamSite(Upstream(name, ""), cast(Registry, site.upstreams[name]), "acme")
@@ -371,8 +373,7 @@ class Site(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "prewarm.db"
-        Ledger.open(self.path).close()
+        self.store = self.new_store()
         self.time, self.booted, self.boot = 1000, 0, 0
         self.noted_boot = 0
         self.offset = self.noted_offset = 0
@@ -384,6 +385,13 @@ class Site(RuleBasedStateMachine):
         self.windows = {HUB: Window(7, LENGTHS[HUB], 2), QUAY: Window(4, LENGTHS[QUAY], 1)}
         self.processes: dict[int, Process] = {}
         self.kinds: tuple[Kind, ...] = ()
+        self.open().close()
+
+    def new_store(self) -> Store:
+        return SqliteStore(Path(self.folder.name) / "prewarm.db")
+
+    def open(self) -> Ledger:
+        return self.store.open(self.moment, lambda: 1e9 + self.time)
 
     def teardown(self) -> None:
         for number in list(self.processes):
@@ -485,7 +493,7 @@ class Site(RuleBasedStateMachine):
                 # look in one boot and its first in the next.
                 self.offset = min(self.offset, self.noted_offset)
                 self.noted_boot = self.boot
-            with Ledger.open(self.path) as ledger:
+            with self.open() as ledger:
                 ledger.recover(self.moment())
             self.noted_offset = self.offset
         process = Process(self, self.mirrors[number], dict(self.windows), parallel)
@@ -583,10 +591,28 @@ class Site(RuleBasedStateMachine):
             assert pulls(own) <= SHARE, f"{project} has {pulls(own)} pulls of a window"
 
 
+class SharedSite(Site):
+    """The same on a server, whose clock counts and which is told of no death.
+
+    A machine that sleeps with a step in flight is taken for dead: what it sends when it wakes up,
+    before it looks at the clock again, nobody can count.
+    """
+
+    def new_store(self) -> Store:
+        return new_database()
+
+    @precondition(lambda self: not self.processes)
+    @rule(seconds=st.sampled_from([179, 299, 10**4]))
+    def machine_sleeps(self, seconds: int) -> None:
+        super().machine_sleeps(seconds)
+
+
 TestWindowsHold = Site.TestCase
+TestSharedWindowsHold = pytest.mark.usefixtures("database_of_machines")(SharedSite.TestCase)
 TestWindowsHold.settings = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+TestSharedWindowsHold.settings = settings(TestWindowsHold.settings, max_examples=15)
