@@ -17,6 +17,10 @@ class LostError(PrewarmError):
     """A transaction was undone before its end, by no fault of its own: it may be done again."""
 
 
+class DoubtError(PrewarmError):
+    """The connection was lost while a transaction ended: nobody can know whether it was done."""
+
+
 class UnreachableError(PrewarmError):
     """The database cannot be reached, though it was waited for."""
 

@@ -1305,6 +1305,8 @@ def copy_state(source: Database, target: Database, site: Site) -> None:
         names = ", ".join(columns)
         values = ", ".join(f":{column}" for column in columns)
         with target.transaction():
+            # Some that a new state has.
+            target.execute(f"DELETE FROM {table}")
             target.executemany(
                 f"INSERT INTO {table} ({names}) VALUES ({values})",
                 (dict(zip(columns, row, strict=True)) for row in found),

@@ -21,7 +21,7 @@ from typing import Any, Final
 from prewarm.budget import Moment
 from prewarm.clock import Clock
 from prewarm.clock import now as host_clock
-from prewarm.database import LostError, ServerClock, UnreachableError
+from prewarm.database import DoubtError, LostError, ServerClock, UnreachableError
 from prewarm.errors import PrewarmError, UsageError
 
 try:
@@ -188,8 +188,7 @@ class PostgresqlDatabase:
             self._connection.execute("COMMIT")
         except psycopg.OperationalError as error:
             self._forget_connection()
-            # Nobody can know whether it was done.
-            raise self._unusable(error) from error
+            raise self._unusable(error, DoubtError) from error
 
     def _roll_back(self) -> None:
         if self._connection is not None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from prewarm.budget import Moment
 from prewarm.clock import now as host_clock
-from prewarm.database import LostError, UnreachableError
+from prewarm.database import DoubtError, LostError, UnreachableError
 from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, is_current, migrate, version_of
 from prewarm.postgresql import PostgresqlDatabase
 from prewarm.site import Site
@@ -214,6 +214,13 @@ def _in_memory(name: str) -> SqliteDatabase:
     return database
 
 
+_ENDING: Final = frozenset({"settle", "release"})
+"""Where nobody knows whether it was done: if not, all that was reserved stays charged."""
+_COUNTING: Final = frozenset({"add_history", "add_part", "add_logged", "add_pull_failure"})
+"""What must not be done twice. Of all else the last word counts, and a reservation that was made
+twice is charged twice."""
+
+
 def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a method of the ledger be done again where the server undid it, or without a server."""
 
@@ -225,6 +232,11 @@ def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
             except LostError:
                 server = self.server()
                 if not left or (server is not None and server.within):
+                    raise
+            except DoubtError:
+                if method.__name__ in _ENDING:
+                    return None
+                if not left or method.__name__ in _COUNTING:
                     raise
             except UnreachableError as error:
                 self.do_without(error)

@@ -1,0 +1,524 @@
+"""A state that several hosts share, on a real PostgreSQL: what is one host's own, what is not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prewarm import postgresql
+from prewarm.budget import Window
+from prewarm.clock import now
+from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
+from prewarm.history import DAY, Count, Key, Mark
+from prewarm.ledger import MIGRATIONS, Ledger, Refusal, Reservation, Told
+from prewarm.manifest import OCI_MANIFEST, Manifest
+from prewarm.settings import Gitlab, Mirror, Runners, Settings
+from prewarm.shared import SharedLedger, examine, look, read
+from prewarm.site import Site, demand_of, mirror_name, site_of
+from prewarm.state import exclusive
+from prewarm.usage import Row
+from prewarm.uses import PastScan
+from tests.contract.stores import sql
+from tests.support.postgres import Postgres
+
+ROOT = Path(__file__).parents[2]
+LOCAL, COMMON = "http://127.0.0.1:5000", "https://mirror.example.org"
+ALPINE = "docker.io/library/alpine:3"
+GITLAB = Gitlab("https://gitlab.example.org", groups=("team",))
+
+
+def settings(*mirrors: str, gitlab: Gitlab | None = GITLAB) -> Settings:
+    return Settings(path=None, mirrors=tuple(Mirror(url, url) for url in mirrors), gitlab=gitlab)
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    return postgres.database()
+
+
+def host(url: str, name: str, gitlab: Gitlab | None = GITLAB) -> SharedLedger:
+    return SharedLedger.connect(url, site_of(settings(LOCAL, COMMON, gitlab=gitlab), name), {})
+
+
+@pytest.fixture
+def east(url: str) -> Iterator[SharedLedger]:
+    with host(url, "east") as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def west(url: str) -> Iterator[SharedLedger]:
+    with host(url, "west") as ledger:
+        yield ledger
+
+
+def write(ledger: SharedLedger, mirror: str, image: str = ALPINE, digest: str = "d") -> None:
+    ledger.note_written(mirror, image, "library/alpine", "3", digest, "u", "all", 1, now())
+    ledger.note_state(image, mirror, "fresh", digest, now())
+    ledger.note_cached(mirror, "library/alpine", digest, now())
+    ledger.note_coverage(mirror, 1, 2, now())
+
+
+# Mirrors
+
+
+@pytest.mark.parametrize(
+    ("mirror", "name"),
+    [
+        ("http://127.0.0.1:5000", "http://localhost:5000@east"),
+        ("http://localhost:5000/", "http://localhost:5000@east"),
+        ("http://[::1]:5000", "http://localhost:5000@east"),
+        ("https://mirror.example.org", "https://mirror.example.org:443"),
+        ("https://MIRROR.example.org:443/", "https://mirror.example.org:443"),
+    ],
+)
+def test_mirror_name_tells_a_host_apart_only_on_loopback(mirror: str, name: str) -> None:
+    assert mirror_name(mirror, "east") == name
+
+
+def test_a_mirror_on_loopback_is_another_one_on_each_host(
+    east: SharedLedger, west: SharedLedger
+) -> None:
+    write(east, LOCAL)
+    write(east, COMMON, "docker.io/library/common:1")
+    assert sorted(one.mirror for one in east.written()) == [LOCAL, COMMON]
+    assert [(one.mirror, one.image) for one in west.written()] == [
+        (COMMON, "docker.io/library/common:1")
+    ]
+    assert west.written(LOCAL) == ()
+    assert west.pushed(LOCAL) == ()
+    assert west.cached(LOCAL, "library/alpine") == {}
+    assert west.covered(0, LOCAL) == ()
+    assert len(east.covered(0, LOCAL)) == len(west.covered(0, COMMON)) == 1
+    assert [one.mirror for one in west.states()] == [COMMON]
+    # Nor does a host forget what is another's.
+    write(west, LOCAL)
+    west.forget_written(LOCAL, ALPINE)
+    west.forget_pushed(LOCAL, "library/alpine", ("d",))
+    assert west.forget_states(now().wall + 9) == 1
+    assert [one.mirror for one in east.states()] == [LOCAL]
+    assert len(east.written(LOCAL)) == len(east.pushed(LOCAL)) == 1
+
+
+def test_wanted_elsewhere_is_what_other_hosts_want_on_the_same_mirror(
+    east: SharedLedger, west: SharedLedger
+) -> None:
+    for mirror in (LOCAL, COMMON):
+        write(east, mirror)
+    write(west, LOCAL)
+    began = now().wall
+    east.note_wanted([ALPINE], now())
+    assert west.wanted_elsewhere(COMMON, began) == {ALPINE: "east"}
+    assert west.wanted_elsewhere(COMMON, began + 99) == {}
+    assert west.wanted_elsewhere(LOCAL, began) == {}
+    assert east.wanted_elsewhere(COMMON, began) == {}
+    (told,) = west.written(LOCAL)
+    assert told.wanted < began
+
+
+def test_coverage_and_runs_and_totals_and_notices_are_each_hosts_own(
+    east: SharedLedger, west: SharedLedger
+) -> None:
+    for ledger, pulls in ((east, 2), (west, 5)):
+        run = ledger.start_run(now())
+        ledger.note_copy(run, ALPINE, "copy", "missing", pulls, pulls, pulls, 1.0, now())
+        step = ledger.reserve(run, "docker.io", "acme", "x", "d", pulls, 1, Window(9), now())
+        assert isinstance(step, Reservation)
+        ledger.settle(step, pulls, 1, "spent", now())
+        ledger.finish_run(run, 0, f'{{"pulls": {pulls}}}', now())
+        ledger.note_coverage("", pulls, 9, now())
+        ledger.note_told(Told("failure", "command", frozenset({str(pulls)}), 1.0))
+    for ledger, pulls in ((east, 2), (west, 5)):
+        (run_told,) = ledger.runs(9)
+        assert run_told.report == f'{{"pulls": {pulls}}}'
+        assert ledger.last_whole_run() == run_told
+        totals = ledger.totals()
+        assert (totals.actions, totals.pulls, totals.bytes) == ({"copy": 1}, pulls, pulls)
+        assert [one.served for one in ledger.covered(0)] == [pulls]
+        told = ledger.told("failure", "command")
+        assert told is not None
+        assert told.about == {str(pulls)}
+        # The budget is one.
+        assert sum(one.pulls for one in ledger.spends("docker.io", "acme", now(), 60)) == 7
+    later = replace(now(), wall=now().wall + 10)
+    east.tidy(1, later)
+    assert east.totals().pulls == 2
+    assert west.totals().pulls == 5
+
+
+# Demand
+
+
+def used(ledger: SharedLedger, job: str = "build", runs: int = 3) -> None:
+    today = int(now().wall // DAY)
+    key = Key(1, job, 12, "linux/amd64", today)
+    ledger.add_history({key: Count(runs, 0, now().wall, 7)}, {1: Mark(7, 1.0)}, {}, {1: "team/p"})
+    ledger.save_definition(
+        1, [Row(job, "image", "alpine:3", ALPINE, None, "definition")], (), "c", (), 1.0
+    )
+
+
+def jobs(ledger: Ledger) -> list[int]:
+    return [one.jobs for one in ledger.used_images(now().wall - 14 * DAY, now=now().wall)]
+
+
+def test_hosts_of_one_scope_have_one_demand_and_one_history(
+    east: SharedLedger, west: SharedLedger
+) -> None:
+    used(east)
+    east.save_scan(PastScan(1.0, 2.0, True, 9, "scope", (), frozenset(), frozenset()))
+    assert jobs(west) == [3]
+    assert west.known_projects()[1].mark == Mark(7, 1.0)
+    scan = west.last_scan(complete=True)
+    assert scan is not None
+    assert scan.scope == "scope"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(GITLAB, runners=Runners(ids=(34,))),
+        replace(GITLAB, runners=Runners(tags=("arm",))),
+        replace(GITLAB, groups=("other",)),
+        replace(GITLAB, url="https://gitlab.example.com"),
+        replace(GITLAB, history=28 * DAY),
+    ],
+)
+def test_hosts_of_other_scopes_do_not_touch_each_others_demand(
+    url: str, east: SharedLedger, other: Gitlab
+) -> None:
+    with host(url, "west", other) as west:
+        used(east, runs=3)
+        used(west, runs=5)
+        west.save_trace(1, "question", [], 1.0)
+        assert (jobs(east), jobs(west)) == ([3], [5])
+        assert east.asked(1) == {}
+        west.keep_answers(1, ())
+        west.forget_uses(now().wall + 9 * DAY, [1])
+        assert (jobs(east), jobs(west)) == ([3], [])
+        assert west.known_projects() == {}
+        with east.scanning() as one, west.scanning() as two:
+            assert one
+            assert two
+
+
+def test_demand_of_a_host_that_reads_logs_of_runners_is_its_own() -> None:
+    logs = replace(GITLAB, runner_logs=("journal:gitlab-runner",))
+    assert demand_of(GITLAB, "east") == demand_of(GITLAB, "west")
+    assert demand_of(logs, "east") != demand_of(logs, "west")
+
+
+def test_demand_that_nobody_scans_for_is_forgotten(url: str, east: SharedLedger) -> None:
+    with host(url, "west", replace(GITLAB, groups=("other",))) as west:
+        for ledger in (east, west):
+            used(ledger)
+        old = now().wall - 200 * DAY
+        scan = PastScan(old, old, True, 9, "scope", (), frozenset(), frozenset())
+        west.save_scan(scan)
+        east.save_scan(replace(scan, started=now().wall))
+        east.forget_uses(now().wall - 28 * DAY)
+        assert (jobs(east), jobs(west)) == ([3], [])
+
+
+SCAN = """
+import sys, time
+from prewarm.shared import SharedLedger
+from prewarm.site import Site
+with SharedLedger.connect(sys.argv[1], Site("east", {}, "demand"), {}) as ledger:
+    with ledger.scanning() as alone:
+        print(alone, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_scanning_is_one_hosts_until_it_ends_or_dies(url: str) -> None:
+    with SharedLedger.connect(url, Site("west", {}, "demand"), {}) as west:
+        command = [sys.executable, "-c", SCAN, url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "True\n"
+            with west.scanning() as alone:
+                assert not alone
+            child.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while True:
+            with west.scanning() as alone:
+                if alone:
+                    break
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with west.scanning() as again:
+            assert again
+
+
+# Locks
+
+
+def test_mirror_locks_hold_across_hosts_for_the_same_mirror_alone(
+    east: SharedLedger, west: SharedLedger
+) -> None:
+    with exclusive(east.mirror_locks([COMMON, LOCAL]), now()):
+        with exclusive(west.mirror_locks([LOCAL]), now()):
+            pass
+        with pytest.raises(AlreadyRunningError) as caught:
+            exclusive(west.mirror_locks([COMMON, LOCAL]), now()).__enter__()
+        assert caught.value.exit_code == 75
+        assert caught.value.text.startswith(f"mirror {COMMON} is held by another prewarm, on east")
+    with exclusive(west.mirror_locks([COMMON, LOCAL]), now()):
+        pass
+
+
+@pytest.fixture
+def fragile() -> Iterator[Postgres]:
+    """A server that may be stopped."""
+    with Postgres() as server:
+        yield server
+
+
+def test_locks_survive_a_restart_of_the_server(fragile: Postgres) -> None:
+    url = fragile.database()
+    with host(url, "east") as east, host(url, "west") as west:
+        with exclusive(east.mirror_locks([COMMON]), now()):
+            fragile.stop()
+            fragile.start()
+            assert east.totals().pulls == 0
+            (lock,) = west.mirror_locks([COMMON])
+            assert not lock.try_acquire(0.0)
+        assert lock.try_acquire(0.0)
+        assert (east.lost, west.lost) == (None, None)
+
+
+def test_lock_that_another_took_meanwhile_ends_what_may_be_written(
+    fragile: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "PATIENCE", 0.5)
+    url = fragile.database()
+    with host(url, "east") as east, host(url, "west") as west:
+        with exclusive(east.mirror_locks([COMMON]), now()):
+            fragile.stop()
+            fragile.start()
+            (lock,) = west.mirror_locks([COMMON])
+            assert lock.try_acquire(0.0)
+            answer = east.reserve("r", "docker.io", "acme", "x", "d", 1, 1, Window(9), now())
+            assert answer == Refusal("state", None, in_flight=False)
+            assert east.lost is not None
+            assert east.lost.code == "state-lost"
+        assert west.spends("docker.io", "acme", now(), 60) == ()
+
+
+def test_a_lost_connection_is_made_anew_and_nothing_is_forgotten(
+    postgres: Postgres, url: str, east: SharedLedger
+) -> None:
+    """Whenever the server ends the session: between statements, or in a transaction."""
+
+    def end_sessions() -> None:
+        postgres.sql(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE application_name LIKE 'prewarm on east%'
+                 AND datname = current_database()""",
+            url=url,
+        )
+
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.wait(0.15):
+            end_sessions()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for number in range(300):
+            step = east.reserve("r", "docker.io", "acme", "x", "d", 1, 1, Window(None), now())
+            assert isinstance(step, Reservation)
+            east.settle(step, 1, 1, "spent", now())
+            east.note_public("docker.io", f"x{number}", True, now())
+    finally:
+        over.set()
+        thread.join()
+    assert east.lost is None
+    spent = sum(one.pulls for one in east.spends("docker.io", "acme", now(), 60))
+    # One that was reserved as the connection broke may have been reserved once more.
+    assert 300 <= spent < 320
+    assert all(east.is_public("docker.io", f"x{number}", 0.0) for number in range(300))
+
+
+# Reading
+
+
+def test_look_is_a_copy_with_the_servers_clock_and_read_is_not(
+    url: str, east: SharedLedger
+) -> None:
+    east.keep_manifest(Manifest(OCI_MANIFEST, b'{"a": "\xff"}'), now())
+    write(east, LOCAL)
+    used(east)
+    step = east.reserve("r", "docker.io", "acme", "x", "d", 4, 4, Window(9), now())
+    assert isinstance(step, Reservation)
+    east.settle(step, 4, 4, "spent", now())
+    site = site_of(settings(LOCAL, COMMON), "east")
+    with look(url, site, {}) as copy, read(url, site, {}) as live:
+        for ledger in (copy, live):
+            assert [one.image for one in ledger.written(LOCAL)] == [ALPINE]
+            assert ledger.manifest(Manifest(OCI_MANIFEST, b'{"a": "\xff"}').digest) is not None
+            (spend,) = ledger.spends("docker.io", "acme", now(), 60)
+            assert spend.pulls == 4
+            assert 0 <= spend.age < 60
+        copy.forget_written(LOCAL, ALPINE)
+        copy.start_run(now())
+        assert jobs(copy) == [3]
+        assert len(live.written(LOCAL)) == 1
+        assert live.runs(1) == ()
+
+
+def test_look_at_a_database_without_tables_makes_none(postgres: Postgres, url: str) -> None:
+    for opened in (look, read):
+        with opened(url, Site("east", {}, ""), {}) as ledger:
+            assert ledger.runs(1) == ()
+    assert examine(url, {}).version == 0
+    assert postgres.sql("SELECT * FROM pg_tables WHERE schemaname = 'public'", url=url) == []
+
+
+# Opening
+
+
+def test_connect_at_once_by_many_makes_one_schema(postgres: Postgres, url: str) -> None:
+    failures: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            host(url, "east").close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    found = postgres.sql("SELECT version FROM schema_version ORDER BY version", url=url)
+    assert found == [(number,) for number, _ in MIGRATIONS]
+
+
+def test_connect_state_of_a_newer_prewarm_or_another_program_is_refused(
+    postgres: Postgres, url: str
+) -> None:
+    postgres.sql("CREATE TABLE pulls (x TEXT)", url=url)
+    ways: tuple[Callable[[], Ledger], ...] = (
+        lambda: host(url, "east"),
+        lambda: look(url, Site("e", {}, ""), {}),
+        lambda: read(url, Site("e", {}, ""), {}),
+    )
+    for opened in ways:
+        with pytest.raises(UsageError, match="another program"):
+            opened()
+    postgres.sql("DROP TABLE pulls", url=url)
+    host(url, "east").close()
+    postgres.sql("INSERT INTO schema_version VALUES (999)", url=url)
+    for opened in ways:
+        with pytest.raises(UsageError, match="newer prewarm; upgrade prewarm") as caught:
+            opened()
+        assert caught.value.exit_code == 2
+
+
+def test_connect_without_psycopg_says_what_to_type(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "psycopg", None)
+    with pytest.raises(UsageError) as caught:
+        host(url, "east")
+    assert caught.value.code == "state-driver"
+    assert "pipx inject prewarm 'psycopg[binary]'" in caught.value.cure
+
+
+@pytest.mark.parametrize("place", ["credentials", "variable", "home"])
+def test_connect_password_is_found_in_pgpass_alone(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    user, secret = f"user_{place}", "hunter\\:2"
+    database = postgres.database()
+    name = database.partition("@/")[2].partition("?")[0]
+    postgres.sql(f"CREATE ROLE {user} LOGIN PASSWORD 'hunter:2'", url=database)
+    postgres.sql(f"GRANT ALL ON SCHEMA public TO {user}", url=database)
+    url = postgres.network_url(name, user)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    right, wrong = f"*:*:{name}:{user}:{secret}\n", f"*:*:*:{user}:wrong-secret\n"
+    environ: dict[str, str] = {}
+    file = home / ".pgpass"
+    if place == "credentials":
+        # As the service manager writes it: a group may seem to read it.
+        file = tmp_path / "pgpass"
+        environ["CREDENTIALS_DIRECTORY"] = str(tmp_path)
+        (tmp_path / "wrong").write_text(wrong)
+        (tmp_path / "wrong").chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(tmp_path / "wrong"))
+    elif place == "variable":
+        file = tmp_path / "named"
+        monkeypatch.setenv("PGPASSFILE", str(file))
+    mode = 0o440 if place == "credentials" else 0o600
+
+    def connect(text: str) -> None:
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        with SharedLedger.connect(url, Site("east", {}, ""), environ) as ledger:
+            if ledger.lost is not None:
+                raise PrewarmError(ledger.lost.code, ledger.lost.text, ledger.lost.cure)
+
+    connect(right)
+    with pytest.raises(PrewarmError) as caught:
+        connect(wrong)
+    assert caught.value.code == "state-unreachable"
+    assert "password authentication failed" in caught.value.text
+    assert "secret" not in str(caught.value)
+    assert "hunter" not in str(caught.value)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "text", ["a\0b", "%s %(x)s %%", ":name", "'; DROP TABLE pulls; --", "é\U0001f433"]
+)
+def test_hostile_names_are_kept_without_harm(east: SharedLedger, text: str) -> None:
+    today = int(now().wall // DAY)
+    key = Key(1, text, 12, "linux/amd64", today)
+    east.add_history({key: Count(3, 1, now().wall, 7)}, {1: Mark(7, 1.0)}, {}, {1: text})
+    east.save_definition(
+        1, [Row(text, "image", text, ALPINE, None, "definition")], (text,), "c", (), 1.0
+    )
+    east.save_trace(1, text, [], 1.0)
+    (image,) = east.used_images(now().wall - DAY, now=now().wall)
+    assert (image.jobs, image.pull_failures) == (3, 1)
+    shown = text.replace("\0", "\ufffd")
+    assert [(one.project, one.job) for one in east.image_users(ALPINE, 0.0)] == [(shown, shown)]
+    assert list(east.asked(1)) == [shown]
+
+
+def test_texts_sort_by_their_bytes_in_a_database_of_any_language(
+    postgres: Postgres, east: SharedLedger
+) -> None:
+    names = ["a", "B", "_", "Z", "é", "-"]
+    for name in names:
+        east.note_state(name, COMMON, "fresh", None, now())
+    assert [one.image for one in east.states()] == sorted(names)
+
+
+def test_sums_are_whole_numbers(east: SharedLedger) -> None:
+    used(east)
+    for one in east.used_images(0.0, now=now().wall):
+        assert isinstance(one.jobs, int)
+    sql(east, "UPDATE job_runs SET pull_failures = 2")
+    assert {type(number) for number in east.pull_failures(0.0).values()} == {int}
+    (days,) = east.daily_uses(0.0).values()
+    assert {type(day.runs) for day in days} == {int}
