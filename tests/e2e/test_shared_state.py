@@ -11,6 +11,8 @@ import pytest
 
 from tests.e2e.host import Host, Sync, digest_of, wait_until
 from tests.sandbox import Fault, Image, Sandbox
+from tests.sandbox.ci_load import Runner
+from tests.sandbox.gitlab import TOKEN, Gitlab
 from tests.support.postgres import Postgres
 
 AMD = "linux/amd64"
@@ -90,6 +92,117 @@ def test_sync_of_two_hosts_spends_one_budget(hosts: SharedHosts) -> None:
     counts = [host.run("status", "--json").json["images"] for host in (hosts.east, hosts.west)]
     assert [one["tracked"] for one in counts] == [6, 6]
     assert sum(one["fresh"] for one in counts) == 7
+
+
+class SharedCi:
+    """Two hosts that ask one GitLab."""
+
+    def __init__(self, hosts: SharedHosts, site: Gitlab, folder: Path) -> None:
+        self.hosts, self.site = hosts, site
+        self.token = folder / "token"
+        self.token.write_text(TOKEN)
+
+    def configure(self, host: Host, *names: str, runners: Any = None, **keys: Any) -> None:
+        gitlab: dict[str, Any] = {"url": self.site.url, "token_file": str(self.token)}
+        if runners is not None:
+            gitlab["runners"] = runners
+        self.hosts.configure(host, *names, gitlab=gitlab, **keys)
+
+    def jobs(self, path: str, image: str, number: int, **more: Any) -> None:
+        project = self.site.add_project(path, f"build:\n  image: {image}\n  script: [make]\n")
+        for _ in range(number):
+            self.site.add_job(project, "build", **more)
+
+
+@pytest.fixture
+def ci(hosts: SharedHosts, tmp_path: Path) -> Iterator[SharedCi]:
+    with Gitlab() as site:
+        yield SharedCi(hosts, site, tmp_path)
+
+
+def test_sync_of_one_scope_is_scanned_by_one_host_for_all(ci: SharedCi) -> None:
+    hosts = ci.hosts
+    hosts.push("a", "b")
+    ci.jobs("team/a", "a:1", 3)
+    ci.configure(hosts.east)
+    ci.configure(hosts.west, "b")
+    assert hosts.east.sync().actions == [("a:1", "copy")]
+    ci.site.access.clear()
+    done = hosts.west.sync()
+    assert done.actions == [("b:1", "copy"), ("a:1", "copy")]
+    assert len(ci.site.access) == 0
+    # Both at once: neither counts what the other has counted.
+    ci.jobs("team/b", "b:1", 2)
+    running = [host.start("scan", "--json") for host in (hosts.east, hosts.west)]
+    ended = []
+    for process in running:
+        with process:
+            process.communicate(timeout=60)
+            ended.append(process.returncode)
+    assert set(ended) <= {0, 75}
+    assert 0 in ended
+    assert hosts.sql("SELECT SUM(runs) FROM job_runs") == [(5,)]
+    for host in (hosts.east, hosts.west):
+        assert host.sync().image("b:1")["jobs"] == 2
+
+
+def test_sync_of_other_runners_fills_each_mirror_with_what_its_own_used(ci: SharedCi) -> None:
+    hosts = ci.hosts
+    hosts.push("one", "two")
+    ci.site.runners = {12: Runner(12), 34: Runner(34)}
+    ci.jobs("team/one", "one:1", 3, runner=12)
+    ci.jobs("team/two", "two:1", 4, runner=34)
+    ci.configure(hosts.east, runners={"ids": [12]})
+    ci.configure(hosts.west, runners={"ids": [34]})
+    for _ in range(2):
+        assert [name for name, _ in hosts.east.sync().actions] == ["one:1"]
+        assert [name for name, _ in hosts.west.sync().actions] == ["two:1"]
+    assert hosts.box.mirrors[0].catalog() == ["library/one"]
+    assert hosts.box.mirrors[1].catalog() == ["library/two"]
+    for host in (hosts.east, hosts.west):
+        told = host.run("status", "--json").json
+        assert (told["coverage"], told["images"]["tracked"]) == (1.0, 1)
+
+
+def test_prune_of_a_common_mirror_keeps_what_another_host_wants(hosts: SharedHosts) -> None:
+    """The mirror has one address for both, as one beyond loopback has."""
+    hosts.push("a", "b", "c")
+    common = [hosts.box.taps[0].url]
+    hosts.configure(hosts.east, "a", mirrors=common)
+    hosts.configure(hosts.west, "b", mirrors=common)
+    hosts.west.sync("c:1")
+    hosts.west.sync()
+    hosts.east.sync()
+    # What is on loopback is told apart by the host: as if it were not.
+    for table in ("written", "pushed", "states", "wants"):
+        hosts.sql(f"UPDATE {table} SET mirror = REPLACE(mirror, '@west', '@east')")
+    hosts.sql("UPDATE written SET wanted = wanted - 40 * 86400 WHERE image LIKE '%/c:1'")
+    hosts.sql("UPDATE written SET wanted = wanted - 40 * 86400 WHERE image LIKE '%/b:1'")
+    hosts.sql("DELETE FROM wants WHERE image LIKE '%/c:1'")
+    done = hosts.east.run("prune", "--json", "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (mirror,) = done.json["mirrors"]
+    assert [one["image"] for one in mirror["removed"]] == ["docker.io/library/c:1"]
+    for name in ("a", "b"):
+        hosts.east.pulled(f"library/{name}", ":1", AMD)
+
+
+def test_sync_of_the_same_mirror_is_exit_75_on_another_host_alone(hosts: SharedHosts) -> None:
+    """Here the hosts are one machine, whose mirror is one: so its own lock tells, too."""
+    images = hosts.push("a", "b")
+    hosts.configure(hosts.east, "a")
+    layer = digest_of(images[0].child(AMD).blobs[1])
+    stuck = hosts.box.hub.cdn.faults.add(Fault(path=f"*{layer[-64:]}*", hang=20.0))
+    with hosts.east.start("sync") as process:
+        wait_until(lambda: stuck.seen > 0, "copy")
+        hosts.configure(hosts.west, "b", mirrors=[hosts.box.taps[0].url])
+        refused = hosts.west.run("sync")
+        assert refused.returncode == 75
+        assert refused.stderr.count("\n") == 1
+        hosts.configure(hosts.west, "b")
+        assert hosts.west.sync().named("copy") == ["b:1"]
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 @pytest.fixture

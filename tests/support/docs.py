@@ -34,8 +34,6 @@ with it, each with its line and its cure. It is read from `--config`, else `$PRE
 - Scalars keep their spelling: `tags: [3.10]` is the tag 3.10.
 - Short names are docker.io's: `golang` is `docker.io/library/golang:latest`.
 - Secrets are never in this file; a URL with a password is refused.
-- Keys marked *later* are checked already, but nothing acts on them in this version. A sync refuses
-  a `postgresql://` state.
 """
 _COMMANDS: Final = """\
 # Commands

@@ -308,7 +308,7 @@ PROBLEMS = {
         "- golang\n",
         "1: must be a mapping, not a list; write keys below it: version, mirrors, images, "
         "registries, platforms, gitlab, include, skip, limits, recheck, schedule, timezone, "
-        "authfile, state, metrics, notify",
+        "authfile, state, host, metrics, notify",
     ),
     "no version": ("mirrors: [http://a]\n", "1: version: is missing; write version: 1"),
     "newer version": (

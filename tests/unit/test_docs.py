@@ -28,6 +28,7 @@ CODE_ARGUMENTS = {
     "AlreadyRunningError": 0,
     "RegistryError": 0,
     "GitlabRefusal": 0,
+    "UnreachableError": 0,
     "Failure": 0,
     "Refusal": 0,
     "_error": 0,

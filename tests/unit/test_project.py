@@ -94,7 +94,7 @@ def test_wheel_holds_the_type_marker(installed: Path) -> None:
 
 def test_cli_import_loads_no_heavy_module() -> None:
     """Start-up is a feature: what only some commands need is imported inside them."""
-    heavy = {"gitlab", "prometheus_client", "requests", "rich", "urllib3", "sqlite3"}
+    heavy = {"gitlab", "prometheus_client", "requests", "rich", "urllib3", "sqlite3", "psycopg"}
     loaded = run(sys.executable, "-c", "import prewarm.cli, sys; print(*sys.modules)").split()
     assert "prewarm.cli" in loaded
     assert heavy.isdisjoint(loaded)
@@ -139,7 +139,10 @@ def test_lock_names_no_url_host_or_folder() -> None:
     ("args", "engines"),
     [
         ((), ""),
-        (("clients",), " mount docker.io containerd podman buildah curl prometheus chromium"),
+        (
+            ("clients",),
+            " mount docker.io containerd podman buildah curl prometheus chromium postgresql",
+        ),
     ],
 )
 def test_setup_without_root_and_sudo_names_the_command(
