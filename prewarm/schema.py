@@ -867,7 +867,7 @@ FILE: Final = Keys(
         Key(
             "state",
             Text("a path or a postgresql:// URL", _state, _STRING, secret=True),
-            "What is remembered: a SQLite file, or postgresql://prewarm@db/prewarm for several hosts.",
+            "What is remembered: a SQLite file, or postgresql://prewarm@db/prewarm for many hosts.",
             "/var/lib/prewarm/prewarm.db",
             "$STATE_DIRECTORY, else /var/lib/prewarm or the XDG state folder",
         ),

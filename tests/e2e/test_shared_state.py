@@ -273,8 +273,8 @@ def test_sync_while_the_server_restarts_goes_on_and_without_it_pulls_no_more(
         assert process.returncode == 0, stderr
         assert actions == ["copy"] * 6
         assert report["problems"] == []
-        rows = fragile.sql("SELECT SUM(pulls) FROM pulls WHERE settled IS NOT NULL")
-        assert rows == [(6,)]
+        # A crash may take the last words: what is not settled then counts as it was reserved.
+        assert fragile.sql("SELECT SUM(pulls) FROM pulls") == [(6,)]
     else:
         assert process.returncode == 1, stderr
         assert actions == ["copy"] * 2 + ["defer"] * 4
