@@ -43,8 +43,13 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         yield Watch(settings, ledger, path, clock.now, {"PATH": "/bin"}, threading.Event())
 
 
+def state(watch: Watch) -> Path:
+    assert isinstance(watch.state, Path)
+    return watch.state
+
+
 def events(watch: Watch) -> list[Any]:
-    file = watch.state.parent / "notices"
+    file = state(watch).parent / "notices"
     lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line)["event"] for line in lines]
 
@@ -96,7 +101,7 @@ def test_sync_of_named_images_that_breaks_off_tells_nobody(watch: Watch) -> None
     with pytest.raises(PrewarmError):
         told(watch, raises(lost), whole=False)
     assert events(watch) == []
-    text = (watch.state.parent / "prewarm.prom").read_text()
+    text = (state(watch).parent / "prewarm.prom").read_text()
     assert "prewarm_problems" not in text
     assert "prewarm_pulls_total" in text
 
@@ -104,7 +109,7 @@ def test_sync_of_named_images_that_breaks_off_tells_nobody(watch: Watch) -> None
 def test_state_that_cannot_be_read_hinders_no_notice(
     watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with closing(sqlite3.connect(watch.state)) as sql, sql:
+    with closing(sqlite3.connect(state(watch))) as sql, sql:
         sql.execute("DROP TABLE notices")
     with caplog.at_level(logging.WARNING, "prewarm"):
         notify(watch, WAITING)
