@@ -271,14 +271,27 @@ def _path(path: str) -> str:
 
 _HARDENING: Final = """\
 NoNewPrivileges=true
+RestrictSUIDSGID=true
 ProtectSystem=strict
 ProtectHome=true
 PrivateTmp=true
 PrivateDevices=true
+ProtectProc=invisible
 ProtectKernelTunables=true
+ProtectKernelLogs=true
 ProtectKernelModules=true
 ProtectControlGroups=true
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX"""
+ProtectClock=true
+ProtectHostname=true
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=true
+MemoryDenyWriteExecute=true
+SystemCallArchitectures=native
+LockPersonality=true
+RestrictRealtime=true
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM"""
 _GC_TIMER: Final = """\
 # /etc/systemd/system/prewarm-registry-gc.timer; then systemctl enable --now with its name.
 [Unit]

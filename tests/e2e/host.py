@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,6 +158,13 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float = 20) -> 
     while not happened():
         assert time.monotonic() < deadline, f"in {seconds} s there was no {what}"
         time.sleep(0.01)
+
+
+def hear(supervisor: socket.socket, what: str) -> str:
+    """Return the next message to systemd's socket that holds `what`."""
+    while what not in (text := supervisor.recv(4096).decode()):
+        pass
+    return text
 
 
 def epoch(text: str) -> float:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.host import Host, wait_until
+from tests.e2e.host import Host, hear, wait_until
 from tests.sandbox import Sandbox
 from tests.support.process import start_prewarm
 
@@ -18,22 +16,6 @@ from tests.support.process import start_prewarm
 @pytest.fixture
 def host(box: Sandbox, tmp_path: Path) -> Host:
     return Host(tmp_path, box)
-
-
-@pytest.fixture
-def supervisor() -> Iterator[socket.socket]:
-    """An abstract socket, as systemd's may be."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(f"\0prewarm-test-{time.monotonic_ns()}")
-        sock.settimeout(20)
-        yield sock
-
-
-def hear(supervisor: socket.socket, what: str) -> str:
-    """Return the next message that holds `what`."""
-    while what not in (text := supervisor.recv(4096).decode()):
-        pass
-    return text
 
 
 def test_run_tells_systemd_reloads_and_ends(host: Host, supervisor: socket.socket) -> None:

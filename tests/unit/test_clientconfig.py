@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import re
 import tomllib
@@ -25,6 +24,7 @@ from prewarm.platforms import ALL, DEFAULT
 from prewarm.reference import parse
 from prewarm.settings import Limits, Mirror, Pin, Settings, Upstream
 from tests.support.kubernetes import assert_manifest_is_valid
+from tests.support.units import read_unit
 
 HUB = Upstream("docker.io", "https://registry-1.docker.io")
 QUAY = Upstream("quay.io", "https://quay.io")
@@ -558,31 +558,25 @@ def test_registry_of_a_pull_through_mirror_alone_has_no_push_files() -> None:
     ]
 
 
-def unit(file: File) -> configparser.ConfigParser:
-    read = configparser.ConfigParser(interpolation=None, strict=True)
-    read.optionxform = str  # type: ignore[assignment,method-assign]
-    read.read_string(file.text)
-    return read
-
-
 def test_registry_collects_garbage_with_only_the_writer_stopped() -> None:
     files = registry_files(settings(replace(SECURE, storage=Path('/srv/a "b" 100%'))))
-    service = unit(files["prewarm-registry-gc.service"])["Service"]
-    assert service["ExecStartPre"] == "+/usr/bin/systemctl stop prewarm-registry-writer.service"
-    assert service["ExecStopPost"] == "+/usr/bin/systemctl start prewarm-registry-writer.service"
-    assert service["ExecStart"].split()[1:] == [
+    service = read_unit(files["prewarm-registry-gc.service"].text)
+    assert service["ExecStartPre"] == ["+/usr/bin/systemctl stop prewarm-registry-writer.service"]
+    assert service["ExecStopPost"] == ["+/usr/bin/systemctl start prewarm-registry-writer.service"]
+    assert service["ExecStart"][0].split()[1:] == [
         "garbage-collect",
         "/etc/docker/registry/prewarm-writer.yml",
     ]
-    assert service["ReadWritePaths"] == r'"/srv/a \"b\" 100%%"'
-    assert unit(files["prewarm-registry-gc.timer"])["Timer"]["OnCalendar"].startswith("Sun ")
+    assert service["ReadWritePaths"] == [r'"/srv/a \"b\" 100%%"']
+    timer = read_unit(files["prewarm-registry-gc.timer"].text)
+    assert timer["OnCalendar"][0].startswith("Sun ")
 
 
 def test_registry_units_may_write_only_where_they_must() -> None:
     files = registry_files(settings(SECURE))
-    reader = unit(files["prewarm-registry-reader.service"])["Service"]
-    writer = unit(files["prewarm-registry-writer.service"])["Service"]
+    reader = read_unit(files["prewarm-registry-reader.service"].text)
+    writer = read_unit(files["prewarm-registry-writer.service"].text)
     assert "ReadWritePaths" not in reader
-    assert writer["ReadWritePaths"] == '"/var/lib/docker-registry"'
-    assert reader["AmbientCapabilities"] == "CAP_NET_BIND_SERVICE"
+    assert writer["ReadWritePaths"] == ['"/var/lib/docker-registry"']
+    assert reader["AmbientCapabilities"] == ["CAP_NET_BIND_SERVICE"]
     assert "AmbientCapabilities" not in writer

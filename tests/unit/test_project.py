@@ -1,4 +1,4 @@
-"""The project's frame: packaging, the lock, start-up, set-up, units and the guide agree."""
+"""The project's frame: packaging, the lock, start-up, set-up and the guide agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from prewarm import __version__
-from tests.support.units import assert_units_are_valid
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -171,21 +170,6 @@ def test_setup_without_root_and_sudo_names_the_command(
         "this is not root and there is no sudo; as root: apt-get install --yes "
         f"--no-install-recommends docker-registry systemd{engines} python3 python3-venv\n"
     )
-
-
-@pytest.mark.parametrize("unit", ["prewarm.service", "prewarm-run.service"])
-def test_systemd_units_verify(tmp_path: Path, unit: str) -> None:
-    service = (ROOT / "systemd" / unit).read_text()
-    assert "\nExecStart=prewarm " in service
-    program = Path(sys.executable).with_name("prewarm")
-    service = service.replace("\nExecStart=prewarm ", f"\nExecStart={program} ")
-    (tmp_path / unit).write_text(service)
-    units = [unit]
-    if unit == "prewarm.service":
-        shutil.copy(ROOT / "systemd/prewarm.timer", tmp_path)
-        units.append("prewarm.timer")
-
-    assert_units_are_valid(tmp_path, units)
 
 
 def test_development_guide_names_every_make_target() -> None:
