@@ -63,10 +63,12 @@ class Service:
     taken in `root`. Without root's rights user and mounts stay as they are.
     """
 
-    def __init__(self, name: str, root: Path, programs: Path | None = None) -> None:
+    def __init__(
+        self, name: str, root: Path, programs: Path | None = None, units: Path = UNITS
+    ) -> None:
         """`programs` is a folder that stands for the first in which systemd looks for a program."""
         self.name = name
-        self.keys = read_unit((UNITS / name).read_text())
+        self.keys = read_unit((units / name).read_text())
         self.root = root
         self.user = USER if os.geteuid() == 0 else os.geteuid()
         self._path = PATH if programs is None else f"{programs}:{PATH}"

@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from importlib.metadata import Distribution, PathDistribution, distribution
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from prewarm import __version__
+from tests.support.wheel import LOCK, ROOT, install_alone, needed, run
 
-ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = (ROOT / "requirements.lock").read_text()
 MODULES = sorted((ROOT / "prewarm").rglob("*.py"))
-
-
-def run(*command: str | Path) -> str:
-    """Run a command outside the checkout and return its stdout; show all it said if it fails."""
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd="/",
-        timeout=120,
-    )
-    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def run_time_closure(requirements: Sequence[str] | None) -> Iterator[Distribution]:
-    """Yield the installed distributions that the requirements need, and what those need in turn."""
-    for line in requirements or ():
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found = distribution(requirement.name)
-            yield found
-            yield from run_time_closure(found.requires)
 
 
 def link_into(site_packages: Path, found: Distribution) -> None:
@@ -61,17 +35,11 @@ def link_into(site_packages: Path, found: Distribution) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel with its declared run-time dependencies only; return that `bin`."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = ("-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps")
-    run(sys.executable, *build, "--wheel-dir", folder, ROOT)
-    (wheel,) = folder.glob("prewarm-*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    python = folder / "venv/bin/python"
-    run(sys.executable, "-m", "pip", f"--python={python}", "install", "-q", "--no-deps", wheel)
+    programs = install_alone(folder)
     (site_packages,) = folder.glob("venv/lib/python3*/site-packages")
-    (metadata,) = site_packages.glob("prewarm-*.dist-info")
-    for needed in run_time_closure(PathDistribution(metadata).requires):
-        link_into(site_packages, needed)
-    return python.parent
+    for found in needed(programs):
+        link_into(site_packages, found)
+    return programs
 
 
 def test_wheel_without_dev_packages_starts(installed: Path) -> None:
