@@ -108,6 +108,7 @@ def test_readme_leads_from_the_wheel_to_a_warm_mirror(programs: Path, tmp_path: 
             syncs(machine, box)
             reads_the_metrics(machine)
             reads_the_status(machine)
+            reads_the_report(machine)
             syncs_again(machine, box)
             pulls(port, tmp_path)
 
@@ -189,6 +190,21 @@ def reads_the_status(machine: Machine) -> None:
     budget = status["budgets"]["docker.io"]
     assert (budget["account"], budget["used"], budget["remaining"]) == ("acme", 4, 176)
     assert status["last_sync"]["exit"] == 0
+
+
+def reads_the_report(machine: Machine) -> None:
+    """The page in a folder of a web server, which is another user, as docs/report.md tells."""
+    page = "/var/www/prewarm/index.html"
+    file = machine.sync.offer("/var/www/prewarm") / "index.html"
+    machine.sync.keys["ReadWritePaths"].append("/var/www/prewarm")
+    done = machine.types(f"prewarm --config {IMAGES} report --html {page}")
+    assert done.returncode == 0, done.stderr
+    assert file.stat().st_mode & 0o444 == 0o444
+    told = file.read_text()
+    assert "<title>prewarm: 100% served locally</title>" in told
+    assert '<data value="4">4</data> of 200</strong>' in told
+    assert "last sync ended well: 4 copied, 4 pulls" in told
+    assert "node:20" in told
 
 
 def syncs_again(machine: Machine, box: Sandbox) -> None:
