@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -20,12 +21,16 @@ class Output(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write what the stream takes; all of it counts as written."""
-        if self.failure is None:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self.failure = error
+        """Write what the stream takes, to the last byte; all of it counts as written."""
+        rest = memoryview(data).cast("B")
+        try:
+            while self.failure is None and rest:
+                taken = super().write(rest)
+                if taken is None:  # whoever shares the stream made it non-blocking
+                    select.select([], [self], [])
+                rest = rest[taken or 0 :]
+        except OSError as error:
+            self.failure = error
         return memoryview(data).nbytes
 
 
@@ -45,11 +50,14 @@ def settle() -> Output:
 def _over(number: int, stream: TextIO | None) -> tuple[TextIO, Output]:
     descriptor = os.open(os.devnull, os.O_RDWR) if stream is None else number
     output = Output(descriptor, "wb", closefd=False)
-    # A name that the terminal's encoding lacks is no reason to fail either.
+    unbuffered = number == 2
+    # A signal may come within a line of the log, and is logged at once: a buffer refuses that. A
+    # name that the terminal's encoding lacks is no reason to fail either.
     text = io.TextIOWrapper(
-        io.BufferedWriter(output),
+        cast(BinaryIO, output) if unbuffered else io.BufferedWriter(output),
         encoding=stream.encoding if stream else "utf-8",
         errors="backslashreplace",
-        line_buffering=number == 2 or output.isatty(),
+        line_buffering=output.isatty(),
+        write_through=unbuffered,
     )
     return text, output

@@ -121,6 +121,18 @@ def test_sync_signalled_ends_cleanly_and_resumes(
         assert_resumes(run)
 
 
+def test_run_signalled_in_the_middle_of_a_line_of_the_log_ends_cleanly(host: Host) -> None:
+    host.configure([], schedule="every 6h")
+    for _ in range(4):
+        with host.start("run") as process:
+            assert process.stderr is not None
+            while not process.stderr.readline().startswith("next sync"):
+                assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+        assert (process.returncode, rest.count("\n")) == (143, 1), rest
+
+
 def test_sync_that_loses_its_terminal_twice_still_ends_cleanly(host: Host) -> None:
     with running(host) as run:
         # The kernel tells it, and so does the shell.
