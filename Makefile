@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup clients demo check fix unit bench lock dist clean
+.PHONY: help setup clients demo check fix unit docs bench lock dist clean
 
 bin := .venv/bin
 heading = @printf '\n== %s\n'
@@ -35,6 +35,9 @@ fix: setup ## format the code and mend what ruff can mend
 
 unit: setup ## the quick tests only, without servers
 	@$(bin)/pytest --quiet -n auto tests/unit
+
+docs: setup ## write what of the docs is generated (the examples anew: make docs RECORD=--record)
+	@$(bin)/python -m tests.support.docs $(RECORD)
 
 bench: setup ## measure speed
 	@$(bin)/python -m bench

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import subprocess
-import sys
-import termios
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +12,7 @@ import yaml
 
 from prewarm.history import DAY
 from tests.sandbox.gitlab import TOKEN, Gitlab
-from tests.support.process import Finished, private_env, run_prewarm
+from tests.support.process import Finished, run_on_terminal, run_prewarm
 
 
 @pytest.fixture(scope="module")
@@ -90,26 +85,9 @@ def test_simulate_on_a_terminal_draws_a_curve_within_80_columns(host: Path) -> N
 
 def on_a_terminal(args: list[str], folder: Path, **env: str) -> str:
     """Run prewarm with a terminal for its stdout and return what was drawn there."""
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (24, 80))
-    with (
-        os.fdopen(ours, "rb", buffering=0) as screen,
-        subprocess.Popen(
-            [sys.executable, "-m", "prewarm", *args],
-            cwd=folder,
-            env=private_env(folder, {"TERM": "xterm", **env}),
-            stdin=subprocess.DEVNULL,
-            stdout=its,
-            stderr=subprocess.DEVNULL,
-        ) as process,
-    ):
-        os.close(its)
-        drawn = b""
-        with suppress(OSError):  # the other end was closed
-            while piece := screen.read(65536):
-                drawn += piece
-        assert process.wait(30) == 0
-    return drawn.decode()
+    done = run_on_terminal(args, folder, env=env)
+    assert done.returncode == 0
+    return done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
-"""Writes the pages of the docs that come from the code: `python -m tests.support.docs`.
+"""Writes what of the docs comes from the code: `python -m tests.support.docs`, or `make docs`.
 
 docs/configuration.md comes from the keys in prewarm/schema.py, docs/commands.md from the command
-line itself; a test compares both with what is on disk.
+line itself, the README's picture and every block after `<!-- recorded: SCENE -->` from what the
+commands printed in the tour; a test compares all with what is on disk. `--record` plays the tour
+anew, which takes a quarter of a minute.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -16,6 +20,8 @@ import click
 
 from prewarm.cli import cli
 from prewarm.schema import FILE, Key, every_key
+from tests.support import tour
+from tests.support.picture import DARK, LIGHT, picture
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _WRITTEN: Final = "<!-- Written by `python -m tests.support.docs`; change {source} instead. -->\n\n"
@@ -92,8 +98,26 @@ def _cell(text: str) -> str:
     return re.sub(r"([|*<])", r"\\\1", text)
 
 
+EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sync": ("dry-run", "sync", "unchanged"),
+    "run": ("run",),
+    "scan": ("scan", "scan-file"),
+    "status": ("status",),
+    "simulate": ("simulate",),
+    "verify": ("verify-repair",),
+    "prune": ("prune",),
+    "explain": ("explain",),
+    "check": ("check",),
+    "doctor": ("doctor",),
+    "init": ("init",),
+    "client-config": ("client-config",),
+}
+"""The scenes of the tour that show each command at work."""
+
+
 def commands() -> str:
     """Return docs/commands.md."""
+    scenes = tour.recordings()
     parts = [_WRITTEN.format(source="prewarm/cli.py"), _COMMANDS, "\n## Global options\n\n"]
     parts.append("Before the command or after it: `prewarm --config FILE sync -v`.\n\n")
     parts.append(_options(cli))
@@ -103,6 +127,7 @@ def commands() -> str:
         parts.append(inspect.cleandoc(command.help or "") + "\n")
         if options := _options(command):
             parts.append("\n" + options)
+        parts += [f"\n{_console(scenes[scene])}" for scene in EXAMPLES.get(name, ())]
     return "".join(parts)
 
 
@@ -131,13 +156,43 @@ def _spelling(option: click.Option) -> str:
     return f"{names} {value}"
 
 
+def _console(scene: str) -> str:
+    return f"```console\n{click.unstyle(scene)}```\n"
+
+
+_RECORDED: Final = re.compile(r"(<!-- recorded: ([a-z-]+) -->\n)```console\n.*?```\n", re.DOTALL)
+
+
+def with_recordings(text: str) -> str:
+    """Return the page with every block after `<!-- recorded: SCENE -->` as it was recorded."""
+    scenes = tour.recordings()
+    return _RECORDED.sub(lambda found: found[1] + _console(scenes[found[2]]), text)
+
+
+def _session() -> str:
+    scenes = tour.recordings()
+    return "\n".join(scenes[name] for name in ("sync", "status", "explain"))
+
+
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "configuration.md": configuration,
     "commands.md": commands,
+    "terminal-dark.svg": lambda: picture(_session(), DARK),
+    "terminal-light.svg": lambda: picture(_session(), LIGHT),
 }
+"""What is made from the code and the recordings alone."""
+TEXTS: Final = (DOCS.parent / "README.md", *sorted(DOCS.glob("**/*.md")))
+
+
+def main() -> None:
+    if "--record" in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder, tour.site(Path(folder)) as stage:
+            tour.record(tour.play(stage))
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+    for path in TEXTS:
+        path.write_text(with_recordings(path.read_text()))
 
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        (DOCS / name).write_text(page())
-        click.echo(f"wrote docs/{name}")
+    main()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import tempfile
+import termios
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +89,34 @@ def run_prewarm(
     """Run `prewarm ARGS` in `folder` to its end; see start_prewarm."""
     with start_prewarm(args, folder, config=config, env=env) as process:
         return _finish(process, timeout)
+
+
+def run_on_terminal(
+    args: Sequence[str], folder: Path, *, columns: int = 80, env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run `prewarm ARGS` in `folder` with a terminal for its stdout; stderr goes to a file."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, columns))
+    with (
+        os.fdopen(ours, "rb", buffering=0) as screen,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "prewarm", *args],
+            cwd=folder,
+            env=private_env(folder, {"TERM": "xterm", **(env or {})}),
+            stdin=subprocess.DEVNULL,
+            stdout=its,
+            stderr=errors,
+        ) as process,
+    ):
+        os.close(its)
+        drawn = b""
+        with suppress(OSError):  # the other end was closed
+            while piece := screen.read(65536):
+                drawn += piece
+        returncode = process.wait(60)
+        errors.seek(0)
+        return Finished(returncode, drawn.decode(), errors.read().decode())
 
 
 def run_skopeo(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from prewarm.cli import cli
 from prewarm.config import load
 from prewarm.refusals import role_code
 from prewarm.schema import every_key
-from tests.support.docs import DOCS, NOT_YET, PAGES
+from tests.support.docs import DOCS, EXAMPLES, NOT_YET, PAGES, TEXTS, with_recordings
+from tests.support.tour import recordings
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 MODULES = sorted((ROOT / "prewarm").glob("*.py"))
-TEXTS = [README, *sorted(DOCS.glob("*.md"))]
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")
 CODE_ARGUMENTS = {
     "PrewarmError": 0,
@@ -146,6 +147,57 @@ def test_codes_page_has_no_code_that_is_not_used() -> None:
 @pytest.mark.parametrize(("name", "page"), PAGES.items(), ids=PAGES)
 def test_generated_page_equals_what_the_code_says(name: str, page: Callable[[], str]) -> None:
     assert (DOCS / name).read_text() == page(), "python -m tests.support.docs"
+
+
+@cache
+def printed() -> tuple[str, ...]:
+    """Return every text in the code; what is filled in at run time is cut out of it."""
+    return tuple(
+        node.value
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def quoted() -> list[str]:
+    """Return the messages that docs/troubleshooting.md explains: the first cells of its tables."""
+    page = (DOCS / "troubleshooting.md").read_text().partition("Every message")[2]
+    return re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_troubleshooting_quotes_what_the_program_prints(message: str) -> None:
+    """Between `…`, and around `; `, stand words of the code."""
+    pieces = [piece.strip(" :,") for piece in re.split(r"…|; ", message)]
+    wording = printed()
+    assert [p for p in pieces if p and not any(p in text for text in wording)] == []
+
+
+def test_troubleshooting_has_every_code() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    assert documented() - set(re.findall(r"`([a-z-]+)`", page)) == set()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_quoted_output_is_what_was_recorded(path: Path) -> None:
+    text = path.read_text()
+    assert text == with_recordings(text), "make docs"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_output_in_the_docs_is_recorded(path: Path) -> None:
+    """Of a console block that is written by hand, every line is typed: nobody makes up output."""
+    if path.name in PAGES:
+        return
+    for before, block in re.findall(r"([^\n]*)\n```console\n(.*?)```", path.read_text(), re.DOTALL):
+        if not before.endswith("-->"):
+            assert [line for line in block.splitlines() if not line.startswith("$ ")] == []
+
+
+def test_every_command_has_an_example() -> None:
+    assert EXAMPLES.keys() == cli.commands.keys()
+    assert {scene for scenes in EXAMPLES.values() for scene in scenes} <= recordings().keys()
 
 
 def test_commands_page_has_every_command_and_option() -> None:
