@@ -619,7 +619,7 @@ REGISTRY: Final = Keys(
             "{pulls: 200, window: 6h, reserve: 20}",
             "docker.io: as it reports, a fifth in reserve; others: none",
         ),
-        Key("platforms", PLATFORMS, "instead of the general platforms", "[linux/amd64]"),
+        Key("platforms", PLATFORMS, "what to mirror of each", "[linux/amd64]", "the general ones"),
         Key(
             "realm",
             Text(
@@ -765,7 +765,7 @@ PIN: Final = Keys(
             '["3.12", "3.13"]',
             "latest",
         ),
-        Key("platforms", PLATFORMS, "instead of the registry's", "[linux/amd64]"),
+        Key("platforms", PLATFORMS, "what to mirror of it", "[linux/amd64]", "the registry's"),
     ),
     _check_pin,
 )

@@ -11,7 +11,9 @@ def test_commands_print_what_the_docs_show(tmp_path: Path) -> None:
     with site(tmp_path) as stage:
         played = play(stage)
     shown = {name: shape(text) for name, text in recordings().items()}
-    assert {name: shape(text) for name, text in played.items()} == shown, "make docs RECORD=--record"
+    assert {name: shape(text) for name, text in played.items()} == shown, (
+        "make docs RECORD=--record"
+    )
 
 
 def test_shape_masks_what_differs_from_run_to_run_and_nothing_else() -> None:

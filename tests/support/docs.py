@@ -19,15 +19,12 @@ from typing import Final
 import click
 
 from prewarm.cli import cli
-from prewarm.schema import FILE, Key, every_key
+from prewarm.schema import FILE, Either, Key, Keys, Many, Named, every_key
 from tests.support import tour
 from tests.support.picture import DARK, LIGHT, picture
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _WRITTEN: Final = "<!-- Written by `python -m tests.support.docs`; change {source} instead. -->\n\n"
-NOT_YET: Final[tuple[str, ...]] = ()
-"""Keys that are read and checked, and that nothing acts on yet."""
-
 _CONFIGURATION: Final = """\
 # images.yml, key by key
 
@@ -40,12 +37,33 @@ with it, each with its line and its cure. It is read from `--config`, else `$PRE
 - Scalars keep their spelling: `tags: [3.10]` is the tag 3.10.
 - Short names are docker.io's: `golang` is `docker.io/library/golang:latest`.
 - Secrets are never in this file; a URL with a password is refused.
+- Paths may begin with `~/`; a relative one is below the folder of the file.
 """
+_SEE: Final = {
+    "mirrors": "[Pull-through mirrors](concepts.md#pull-through-mirrors), "
+    "[sources](upstreams.md#several-sites), [pruning](prune.md), "
+    "[moving a mirror](operations.md#moving-the-mirror)",
+    "images": "[which come first](concepts.md#the-most-wanted-first)",
+    "registries": "[How the budget works](concepts.md#how-the-budget-works), [logins and other "
+    "registries](upstreams.md)",
+    "platforms": "[Platforms](concepts.md#platforms)",
+    "gitlab": "[What CI uses](ci.md), [what a token needs](ci.md#what-a-token-needs)",
+    "schedule": "[The daemon](concepts.md#the-daemon)",
+    "authfile": "[What it holds](upstreams.md)",
+    "state": "[Shared state](shared-state.md), [when it is "
+    "lost](operations.md#the-state-is-lost-or-damaged)",
+    "metrics": "[Metrics](metrics.md)",
+    "notify": "[Notices](metrics.md#notices)",
+}
+"""Where more is told of a key."""
 _COMMANDS: Final = """\
 # Commands
 
 Results go to stdout, progress and log to stderr; a progress bar is shown only on a terminal, and
-`NO_COLOR` is honoured. What `simulate` replays, and how, is told in [the forecast](forecast.md).
+`NO_COLOR` is honoured. `--json` prints what scripts may rely on.
+
+The examples are real output, all of one small site: a GitLab with three projects, one mirror, and a
+budget of 8 pulls of which 1 stays in reserve, so that not all fits. `-q` leaves out the progress.
 
 | exit | meaning |
 | --- | --- |
@@ -68,28 +86,51 @@ def configuration() -> str:
 def _section(key: Key) -> Iterator[str]:
     yield f"## {key.name}"
     yield ""
-    yield _sentence(key) + (" *Later.*" if key.name in NOT_YET else "")
-    if key.example:
-        yield ""
-        yield f"```yaml\n{key.name}: {key.example}\n```"
+    yield _sentence(key)
+    yield ""
+    yield "\n".join(("```yaml", *_sample(key), "```"))
     inner = list(every_key(key.kind, key.name))
     if inner:
         yield ""
         yield "| key | meaning | example | default |"
         yield "| --- | --- | --- | --- |"
     for path, one in inner:
-        later = " *(later)*" if path in NOT_YET else ""
-        meaning = _cell(one.meaning) + (", required" if one.required else "") + later
         example = f"`{one.example}`" if one.example else ""
-        yield f"| `{path}` | {meaning} | {example} | {_cell(one.default)} |"
+        default = "*required*" if one.required else _cell(one.default) or "none"
+        yield f"| `{path}` | {_cell(one.meaning)} | {example} | {default} |"
+    if key.name in _SEE:
+        yield ""
+        yield f"More: {_SEE[key.name]}."
+
+
+def _sample(key: Key, indent: str = "") -> Iterator[str]:
+    """Yield the key with its example, or with all keys below it and theirs, as YAML."""
+    if key.example:
+        yield f"{indent}{key.name}: {key.example}"
+        return
+    yield f"{indent}{key.name}:"
+    kind, deeper = key.kind, indent + "  "
+    if isinstance(kind, Named):
+        yield f"{deeper}{kind.example}:"
+        kind, deeper = kind.item, deeper + "  "
+    if isinstance(kind, Many):
+        assert isinstance(kind.item, Either)
+        assert kind.item.keys is not None
+        lines = [line for one in kind.item.keys.keys for line in _sample(one, deeper + "  ")]
+        yield lines[0].replace(f"{deeper}  ", f"{deeper}- ", 1)
+        yield from lines[1:]
+        return
+    assert isinstance(kind, Keys)
+    for one in kind.keys:
+        yield from _sample(one, deeper)
 
 
 def _sentence(key: Key) -> str:
     told = _cell(key.meaning)
     if key.required:
-        told += " Required."
-    if key.default not in ("", "[]"):
-        told += f" Default: {key.default}."
+        return told + " Required."
+    if not isinstance(key.kind, Keys):
+        told += f" Default: {'none' if key.default in ('', '[]') else key.default}."
     return told
 
 
@@ -98,6 +139,19 @@ def _cell(text: str) -> str:
     return re.sub(r"([|*<])", r"\\\1", text)
 
 
+_SEE_COMMAND: Final = {
+    "sync": "[what the plan says](concepts.md#what-the-plan-says)",
+    "run": "[the daemon](concepts.md#the-daemon), [metrics](metrics.md)",
+    "scan": "[what CI uses](ci.md)",
+    "status": "[coverage](concepts.md#coverage)",
+    "simulate": "[the forecast](forecast.md)",
+    "prune": "[pruning](prune.md)",
+    "explain": "[explain](explain.md)",
+    "check": "[images.yml](configuration.md)",
+    "doctor": "[doctor](doctor.md)",
+    "client-config": "[clients](clients.md)",
+    "report": "[report](report.md)",
+}
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "sync": ("dry-run", "sync", "unchanged"),
     "run": ("run",),
@@ -127,6 +181,8 @@ def commands() -> str:
         parts.append(inspect.cleandoc(command.help or "") + "\n")
         if options := _options(command):
             parts.append("\n" + options)
+        if name in _SEE_COMMAND:
+            parts.append(f"\nMore: {_SEE_COMMAND[name]}.\n")
         parts += [f"\n{_console(scenes[scene])}" for scene in EXAMPLES.get(name, ())]
     return "".join(parts)
 

@@ -40,7 +40,9 @@ text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono
 {styles}
 </style>
 <defs>
-<clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+<clipPath id="{unique_id}-clip-terminal">
+<rect width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
 {lines}
 </defs>
 {chrome}
@@ -54,7 +56,7 @@ text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono
 
 
 def picture(session: str, theme: TerminalTheme) -> str:
-    """Return the SVG of a session: what was typed after `$ `, and what came, with its ANSI colours."""
+    """Return the SVG of a session: what was typed after `$ `, what came, in its ANSI colours."""
     lines = [Text.from_ansi(line) for line in session.rstrip("\n").split("\n")]
     for line in lines:
         if line.plain.startswith("$ "):

@@ -146,7 +146,7 @@ class Tour:
         text = text.replace(str(self.folder), "/etc/prewarm")
         port = self.box.mirrors[0].url.rpartition(":")[2]
         # 5000 has one digit less: what stood below the end of a cell stays below it.
-        text = re.sub(rf":{port}( ?)(?=  )", r":5000\1 ", text)
+        text = re.sub(rf"(?<!mirror     http://127\.0\.0\.1):{port}(?=  )", ":5000 ", text)
         return text.replace(f":{port}", ":5000")
 
     def let_time_pass(self, seconds: float) -> None:
@@ -213,7 +213,7 @@ def _fill(tour: Tour) -> None:
     tour.show("sync", "-q", "sync")
     tour.show("status", "status")
     tour.show("explain", "explain", "php:8.3-cli", code=1)
-    tour.show("simulate", "simulate", "--budget", "2", "--budget", "4", "--budget", "8")
+    tour.show("simulate", "simulate", "--budget", "2", "--budget", "4", "--budget", "7")
 
 
 def _next_night(tour: Tour) -> None:

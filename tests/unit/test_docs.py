@@ -11,13 +11,14 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from prewarm.cli import cli
 from prewarm.config import load
 from prewarm.refusals import role_code
 from prewarm.schema import every_key
-from tests.support.docs import DOCS, EXAMPLES, NOT_YET, PAGES, TEXTS, with_recordings
-from tests.support.tour import recordings
+from tests.support.docs import DOCS, EXAMPLES, PAGES, TEXTS, with_recordings
+from tests.support.tour import PINS, recordings
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
@@ -179,13 +180,13 @@ def test_troubleshooting_has_every_code() -> None:
     assert documented() - set(re.findall(r"`([a-z-]+)`", page)) == set()
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_quoted_output_is_what_was_recorded(path: Path) -> None:
     text = path.read_text()
     assert text == with_recordings(text), "make docs"
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_output_in_the_docs_is_recorded(path: Path) -> None:
     """Of a console block that is written by hand, every line is typed: nobody makes up output."""
     if path.name in PAGES:
@@ -220,7 +221,7 @@ def test_every_command_has_help() -> None:
                 assert getattr(parameter, "help", None), (name, parameter.name)
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docs_name_only_commands_that_exist(path: Path) -> None:
     """A command to type begins a code span or a line of a console block."""
     typed = re.findall(
@@ -229,41 +230,71 @@ def test_docs_name_only_commands_that_exist(path: Path) -> None:
     assert set(typed) <= cli.commands.keys()
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def anchors(path: Path) -> set[str]:
+    """Return the names by which GitHub and GitLab link to the headings of a page."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docs_link_only_to_what_is_there(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
-    assert [
-        link
-        for link in links
-        if not link.startswith("https://") and not (path.parent / link).exists()
-    ] == []
+    text = path.read_text()
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    for link in ("".join(one) for one in links):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_map_of_the_docs_has_every_page() -> None:
+    page = (DOCS / "README.md").read_text()
+    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"({name})" not in page} == set()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docs_name_only_codes_that_exist_where_one_is_explained(path: Path) -> None:
     explained = re.findall(r"^\*\*`([a-z-]+)`", path.read_text(), re.MULTILINE)
     known = documented()
     assert set(explained) <= known | {role_code("mirror", code) for code in known}
 
 
-def test_keys_that_wait_are_keys_of_the_file() -> None:
-    assert set(NOT_YET) <= {path for path, _ in every_key()}
+def test_every_key_is_explained_with_an_example() -> None:
+    for path, key in every_key():
+        assert key.meaning, path
+        below = list(every_key(key.kind))
+        assert key.example or below, path
+
+
+def test_examples_of_the_reference_are_one_valid_file(tmp_path: Path) -> None:
+    page = (DOCS / "configuration.md").read_text()
+    file = tmp_path / "images.yml"
+    file.write_text("".join(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)))
+    assert load(file).problems == ()
 
 
 def test_readme_example_is_valid(tmp_path: Path) -> None:
-    example, gitlab = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
     file = tmp_path / "images.yml"
-    file.write_text(example + gitlab)
+    file.write_text(example)
     settings = load(file)
     assert settings.problems == ()
-    assert len(settings.pins) == 5
     assert settings.gitlab is not None
+    assert yaml.safe_load(example)["images"] == list(PINS), "the picture shows this file"
 
 
-def test_readme_lists_every_command_that_is_missing_or_there() -> None:
-    """What a command does is told in the table; what is not there yet is named as such."""
+def test_readme_lists_every_command() -> None:
     text = README.read_text()
-    waiting = set(re.findall(r"`([a-z-]+)`", text.partition("Not yet:")[2].partition("\n\n")[0]))
-    assert waiting.isdisjoint(cli.commands)
     for name in cli.commands:
         assert f"`prewarm {name}" in text, name
+
+
+def test_readme_tells_what_the_forecast_measured() -> None:
+    page = (DOCS / "forecast.md").read_text()
+    row = re.search(r"^\| 100 \| (\S+)% \| (\S+)% \| \S+ \| (\S+)% ", page, re.MULTILINE)
+    assert row is not None
+    for share in row.groups():
+        assert f" {float(share):.0f} %" in README.read_text()
