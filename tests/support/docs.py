@@ -227,7 +227,7 @@ def with_recordings(text: str) -> str:
 
 def _session() -> str:
     scenes = tour.recordings()
-    return "\n".join(scenes[name] for name in ("sync", "status", "explain"))
+    return "\n".join(scenes[name] for name in ("sync", "explain"))
 
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {

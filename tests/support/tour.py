@@ -69,7 +69,7 @@ _CI: Final = {
         "variables: {PY: '3.12'}\n"
         "test: {image: 'python:$PY', script: [tox]}\n"
         "pages: {image: 'quay.io/acme/mkdocs:9', script: [mkdocs]}\n"
-        "deploy: {image: 'php:$PHP_VERSION', script: [./deploy]}\n",
+        "deploy: {image: 'php:$PHP', script: [./deploy]}\n",
         {"test": 11, "pages": 2, "deploy": 1},
     ),
 }
