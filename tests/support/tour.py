@@ -197,6 +197,7 @@ def play(tour: Tour) -> Mapping[str, str]:
 
 
 def _begin(tour: Tour) -> None:
+    tour.show("version", "--version")
     tour.show("init", "init")
     (tour.folder / "images.yml").write_text(_WRONG)
     tour.show("check", "check", code=2)
@@ -232,6 +233,16 @@ def _mend(tour: Tour) -> None:
     tour.show("verify-repair", "-q", "verify", "--repair")
 
 
+def _fail(tour: Tour) -> None:
+    """One image that is not there, and one mirror that is down; the rest is done."""
+    down = "http://127.0.0.1:9"
+    tour.configure(mirrors=[tour.box.mirrors[0].url, down], images=["golang:1.22", "golnag:1.22"])
+    tour.show("failed", "-q", "sync", "--no-scan", code=1)
+    tour.scenes["failed"] = tour.scenes["failed"].replace(down, "http://127.0.0.1:5001")
+    tour.scenes["failed"] = tour.scenes["failed"].replace(" 127.0.0.1:9 ", " 127.0.0.1:5001 ")
+    tour.configure()
+
+
 def _prune(tour: Tour) -> None:
     tour.show("named", "-q", "sync", "busybox:1.36")
     mirror = {"url": tour.box.mirrors[0].url, "max_size": "14MiB"}
@@ -260,6 +271,7 @@ _SCENES: Final[tuple[Callable[[Tour], None], ...]] = (
     _fill,
     _next_night,
     _mend,
+    _fail,
     _prune,
     _daemon,
 )
@@ -272,6 +284,7 @@ _VARIES: Final = (
     (r"\d+(\.\d+)? [KMG]iB", "SIZE"),
     (r"\d+\.\d%|after \d+ windows? \(\d+\.\d days\)", "FORECAST"),
     (r"(?m)[\u2588-\u258f]+ *\u2502?$", "BAR"),
+    (r"(?m)^prewarm \d+\.\d+\.\d+$", "prewarm VERSION"),
     (r"/\S*/skopeo is version \d+\.\d+", "skopeo is VERSION"),
     (r" {2,}", "  "),
 )
