@@ -60,7 +60,7 @@ _COMMANDS: Final = """\
 # Commands
 
 Results go to stdout, progress and log to stderr; a progress bar is shown only on a terminal, and
-`NO_COLOR` is honoured. `--json` prints what scripts may rely on.
+`NO_COLOR` is honoured. `--json` prints [what scripts may rely on](json.md).
 
 The examples are real output, all of one small site: a GitLab with three projects, one mirror, and a
 budget of 8 pulls of which 1 stays in reserve, so that not all fits. `-q` leaves out the progress.

@@ -25,7 +25,7 @@ from prewarm.history import DAY
 from tests.sandbox import Image, Layer, Quota, Sandbox
 from tests.sandbox.gitlab import TOKEN, Gitlab
 from tests.sandbox.images import digest_of
-from tests.support.process import run_on_terminal, start_prewarm
+from tests.support.process import run_on_terminal, run_prewarm, start_prewarm
 
 RECORDINGS: Final = Path(__file__).parents[1] / "recordings"
 GITLAB: Final = "gitlab.example.org"
@@ -106,6 +106,8 @@ class Tour:
     """What is on Docker Hub, by its familiar name."""
     scenes: dict[str, str] = field(default_factory=dict)
     """What was typed and printed in each scene, as `written` has made it."""
+    keys: dict[str, set[str]] = field(default_factory=dict)
+    """The keys of what each command printed as JSON, as `keys_of` has them."""
 
     def configure(self, **keys: Any) -> None:
         """Write images.yml; keys replace those of the top level."""
@@ -135,6 +137,12 @@ class Tour:
         assert done.returncode == code, (args, done)
         self.add(scene, args, done.stdout or done.stderr)
 
+    def ask(self, *args: str, code: int = 0) -> None:
+        """Run a command with --json and note the keys of what it tells."""
+        done = run_prewarm([*args, "--json"], self.folder, env=self.env)
+        assert done.returncode == code, (args, done)
+        self.keys.setdefault(args[0], set()).update(keys_of(done.json))
+
     def add(self, scene: str, args: tuple[str, ...], printed: str) -> None:
         typed = " ".join(("prewarm", *args))
         self.scenes[scene] = f"{self.scenes.get(scene, '')}$ {typed}\n{self.written(printed)}"
@@ -155,6 +163,22 @@ class Tour:
             sql.execute(
                 "UPDATE pulls SET settled = settled - :s, reserved = reserved - :s", {"s": seconds}
             )
+
+
+def keys_of(value: Any, path: str = "") -> Iterator[str]:
+    """Yield every path to a value: `images[].mirrors.<mirror>.state`, `summary.pulls`."""
+    match value:
+        case dict():
+            name = {"budgets": "<registry>", "mirrors": "<mirror>"}.get(path.rpartition(".")[2])
+            for key, inner in value.items():
+                yield from keys_of(inner, ".".join(filter(None, (path, name or key))))
+        case [_, *_]:
+            for inner in value:
+                yield from keys_of(inner, f"{path}[]")
+        case []:
+            yield f"{path}[]"
+        case _:
+            yield path
 
 
 @contextmanager
@@ -214,6 +238,9 @@ def _fill(tour: Tour) -> None:
     tour.show("sync", "-q", "sync")
     tour.show("status", "status")
     tour.show("explain", "explain", "php:8.3-cli", code=1)
+    tour.ask("scan")
+    tour.ask("status")
+    tour.ask("explain", "php:8.3-cli", code=1)
     tour.show("simulate", "simulate", "--budget", "2", "--budget", "4", "--budget", "7")
 
 
@@ -238,6 +265,7 @@ def _fail(tour: Tour) -> None:
     down = "http://127.0.0.1:9"
     tour.configure(mirrors=[tour.box.mirrors[0].url, down], images=["golang:1.22", "golnag:1.22"])
     tour.show("failed", "-q", "sync", "--no-scan", code=1)
+    tour.ask("sync", "--no-scan", code=1)
     tour.scenes["failed"] = tour.scenes["failed"].replace(down, "http://127.0.0.1:5001")
     tour.scenes["failed"] = tour.scenes["failed"].replace(" 127.0.0.1:9 ", " 127.0.0.1:5001 ")
     tour.configure()
