@@ -157,6 +157,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "run": ("run",),
     "scan": ("scan", "scan-file"),
     "status": ("status",),
+    "report": ("report",),
     "simulate": ("simulate",),
     "verify": ("verify-repair",),
     "prune": ("prune",),

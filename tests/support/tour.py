@@ -238,6 +238,7 @@ def _fill(tour: Tour) -> None:
     tour.show("sync", "-q", "sync")
     tour.show("status", "status")
     tour.show("explain", "explain", "php:8.3-cli", code=1)
+    tour.show("report", "report", "--html", "report.html")
     tour.ask("scan")
     tour.ask("status")
     tour.ask("explain", "php:8.3-cli", code=1)
