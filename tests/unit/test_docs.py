@@ -207,9 +207,14 @@ def test_output_of_prewarm_is_told_from_what_is_typed_and_from_other_programs() 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_output_in_the_docs_was_printed(path: Path) -> None:
-    seen = {click.unstyle(line) for text in recordings().values() for line in text.splitlines()}
+    """But for numbers: a page may begin with another file than the tour."""
+
+    def numberless(line: str) -> str:
+        return re.sub(r"\d+", "N", click.unstyle(line))
+
+    seen = {numberless(line) for text in recordings().values() for line in text.splitlines()}
     for block in re.findall(r"```console\n(.*?)```", path.read_text(), re.DOTALL):
-        assert [line for line in output_of_prewarm(block) if line not in seen] == [], "make docs"
+        assert [line for line in output_of_prewarm(block) if numberless(line) not in seen] == []
 
 
 def test_day_two_tells_what_to_do_about_each_alert() -> None:
