@@ -276,7 +276,7 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
     if found.repair is not None:
         show_report(found.repair, as_json=False, verbose=True)
     elif found.broken:
-        _say(f"{len(found.broken)} of {found.checked} tags are broken; prewarm verify --repair")
+        _say(f"broken: {len(found.broken)} of {found.checked} tags; prewarm verify --repair")
     else:
         down = found.unchecked - found.through
         rest = f", {down} could not be checked" if down else ""
