@@ -261,6 +261,7 @@ def run(options: Global, listen: str | None) -> int:
     from prewarm import clock
     from prewarm.config import find_config, load
     from prewarm.daemon import SLICE, Daemon, last_run
+    from prewarm.database import UnreachableError
     from prewarm.health import Health
     from prewarm.notify_socket import (
         NotifySocket,
@@ -273,10 +274,14 @@ def run(options: Global, listen: str | None) -> int:
     config = find_config(options.config, os.environ, Path.cwd())
     settings = load(config)
     address = _listening(listen)
-    with _reading(settings) as ledger:
-        # One by one: each has its report with it.
-        runs = (run for number in range(100) for run in ledger.runs(1, skip=number))
-        started, unfinished = last_run(runs)
+    try:
+        with _reading(settings) as ledger:
+            # One by one: each has its report with it.
+            runs = (run for number in range(100) for run in ledger.runs(1, skip=number))
+            started, unfinished = last_run(runs)
+    except UnreachableError as error:
+        log.warning("%s", error)
+        started, unfinished = None, True
     notify = NotifySocket(take_address(os.environ))
 
     health = Health()

@@ -78,6 +78,12 @@ class Database(Protocol):
     def execute(self, statement: str, parameters: Mapping[str, Any] = ...) -> Rows:
         """Run a statement, in the transaction if there is one."""
 
+    def write(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        """Run a statement that is a transaction by itself; return how many rows it concerned.
+
+        It may be run twice, where nobody knows whether it was done.
+        """
+
     def executemany(self, statement: str, parameters: Iterable[Mapping[str, Any]]) -> None:
         """Run a statement with each of the parameters, in the transaction that there must be."""
 

@@ -99,6 +99,10 @@ class PostgresqlDatabase:
     @contextmanager
     def transaction(self, *, durable: bool = False, alone: str = "") -> Iterator[None]:
         with self._lock:
+            if self.within:
+                # A part of one that is under way.
+                yield
+                return
             begin = "BEGIN"
             if durable:
                 begin += "; SET LOCAL synchronous_commit TO DEFAULT"
@@ -131,6 +135,9 @@ class PostgresqlDatabase:
             assert self._connection is not None
             with self._failing():
                 return self._connection.execute(_translated(statement), values)
+
+    def write(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        return self.execute(statement, parameters).rowcount
 
     def executemany(self, statement: str, parameters: Iterable[Mapping[str, Any]]) -> None:
         rows = [{name: _value(value) for name, value in one.items()} for one in parameters]
@@ -230,7 +237,7 @@ class PostgresqlDatabase:
     def _connect(self) -> None:
         """Connect, and take the held locks again; a server that restarts is waited for."""
         if self._closed:
-            raise ValueError(f"{self.name} is closed")
+            raise LostError("state", f"{self.name} is closed", "run again")
         began = time.monotonic()
         while True:
             try:

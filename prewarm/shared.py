@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 
 from prewarm.budget import Moment
 from prewarm.clock import now as host_clock
-from prewarm.database import DoubtError, LostError, UnreachableError
+from prewarm.database import Database, DoubtError, LostError, UnreachableError
 from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, is_current, migrate, version_of
+from prewarm.manifest import Manifest
 from prewarm.postgresql import PostgresqlDatabase
 from prewarm.site import Site
 from prewarm.sqlite import SqliteDatabase
@@ -31,6 +32,10 @@ _TRIES: Final = 5
 
 class SharedLedger(Ledger):
     """A site's part of a shared state, for a sync: it may go on while the server is away."""
+
+    def __init__(self, database: Database, site: Site) -> None:
+        super().__init__(database, site)
+        self._manifests: dict[str, Manifest] = {}
 
     @classmethod
     def connect(cls, url: str, site: Site, environ: Mapping[str, str]) -> SharedLedger:
@@ -75,6 +80,26 @@ class SharedLedger(Ledger):
         """Return the locks of the mirrors that a sync writes to, each once."""
         names = {self._name(url): url for url in urls}
         return tuple(self.lock(f"mirror {name}", f"mirror {names[name]}") for name in sorted(names))
+
+    def together(self, work: Callable[[], None]) -> None:
+        if self.lost is not None:
+            work()
+            return
+        with self._transaction():
+            work()
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """Return a kept manifest, or None; one that was seen is not asked for again."""
+        if digest not in self._manifests:
+            found = super().manifest(digest)
+            if found is None:
+                return None
+            self._manifests[digest] = found
+        return self._manifests[digest]
+
+    def keep_manifest(self, manifest: Manifest, now: Moment) -> None:
+        super().keep_manifest(manifest, now)
+        self._manifests[manifest.digest] = manifest
 
     def reserve(self, *args: Any, **more: Any) -> Reservation | Refusal:
         if self.lost is not None:

@@ -114,6 +114,10 @@ class SqliteDatabase:
     def execute(self, statement: str, parameters: Mapping[str, Any] = _NOTHING) -> sqlite3.Cursor:
         return self._connection.execute(statement, parameters)
 
+    def write(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        with self.transaction():
+            return self._connection.execute(statement, parameters).rowcount
+
     def executemany(self, statement: str, parameters: Iterable[Mapping[str, Any]]) -> None:
         self._connection.executemany(statement, parameters)
 

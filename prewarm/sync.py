@@ -513,8 +513,14 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
     now = session.clock()
     ledger = session.ledger
     known = {(state.image, state.mirror): state for state in ledger.states()}
-    for outcome in report.outcomes:
-        _record_image(ledger, report.run, outcome, known, now)
+    # In one order on all hosts, lest two wait for each other.
+    outcomes = sorted(report.outcomes, key=lambda outcome: str(outcome.step.want.reference))
+
+    def note() -> None:
+        for outcome in outcomes:
+            _record_image(ledger, report.run, outcome, known, now)
+
+    ledger.together(note)
     if whole and complete:
         ledger.forget_states(report.started)
     _note_coverage(session, report, now, whole=whole)
