@@ -273,7 +273,8 @@ def _coverage(seen: Overview) -> Markup:
         return _section(
             "coverage", "Coverage over time", element("p", "The first whole sync notes it.")
         )
-    says = _coverage_sentence(series, told["coverage"])
+    present = series[-1][1] if told["coverage"] is None else told["coverage"]
+    says = _coverage_sentence(series, present)
     start = _start(series, seen.now)
     by_day: dict[float, list[str]] = {}
     columns = [told["coverage_series"], *(one["coverage_series"] for one in told["mirrors"])]
@@ -290,7 +291,7 @@ def _coverage(seen: Overview) -> Markup:
         "coverage",
         "Coverage over time",
         element("p", says, " Each mirror on its own is told under Mirrors." if several else ""),
-        charts.share([*series, (seen.now, series[-1][1])], start, seen.now, says),
+        charts.share([*series, (seen.now, present)], start, seen.now, says),
         _details(
             "The same in numbers",
             _table(
@@ -301,11 +302,10 @@ def _coverage(seen: Overview) -> Markup:
     )  # fmt: skip
 
 
-def _coverage_sentence(series: Sequence[tuple[float, float]], now: float | None) -> str:
+def _coverage_sentence(series: Sequence[tuple[float, float]], present: float) -> str:
     first = series[0]
     if len(series) == 1:
         return f"The first sync, on {_date(first[0])}, noted {percent(first[1])}."
-    present = series[-1][1] if now is None else now
     says = f"From {percent(first[1])} on {_date(first[0])} to {percent(present)} now."
     high, (at, low) = _deepest_fall(series)
     if high - low < _FALL:
@@ -421,18 +421,16 @@ def _mirrors(seen: Overview) -> Markup:
     mirrors = seen.status.document["mirrors"]
     rows = []
     for one in mirrors:
-        series = _series(one["coverage_series"])
-        drawn: str = ""
+        series, coverage = _series(one["coverage_series"]), one["coverage"]
+        drawn = Markup()
         if series:
-            start = _start(series, seen.now)
-            drawn = charts.spark(
-                [*series, (seen.now, series[-1][1])], start, seen.now,
-                f"from {percent(series[0][1])} to {percent(series[-1][1])}",
-            )  # fmt: skip
-        coverage = one["coverage"]
+            present = series[-1][1] if coverage is None else coverage
+            says = f"from {percent(series[0][1])} to {percent(present)}"
+            points = [*series, (seen.now, present)]
+            drawn = charts.spark(points, _start(series, seen.now), seen.now, says)
         share = "" if coverage is None else element("data", percent(coverage), value=coverage)
-        state = one["state"]
-        rows.append((_code(one["url"]), state, share, drawn, size_words(one["bytes"]), one["mode"]))
+        state, written = one["state"], size_words(one["bytes"])
+        rows.append((_code(one["url"]), state, share, drawn, written, one["mode"]))
     what = "CI's uses" if _has_uses(seen) else "the wanted images"
     heads = ["mirror", "state", "serves", "over time", "written", "mode"]
     return _section(
@@ -630,9 +628,7 @@ def _table(
     """A table whose first column names its rows; it scrolls in a box of its own."""
     kinds = {**dict.fromkeys(numbers, "num"), **(classes or {})}
     head = [
-        element(
-            "th", text, scope="col", class_=kinds.get(place) if kinds.get(place) == "num" else None
-        )
+        element("th", text, scope="col", class_="num" if kinds.get(place) == "num" else None)
         for place, text in enumerate(heads)
     ]
     body = [

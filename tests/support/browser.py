@@ -126,6 +126,10 @@ def chromium() -> Iterator[Tab]:
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--no-first-run",
+            # By itself it would ask its maker for updates.
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
             "--hide-scrollbars",
             "--font-render-hinting=none",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),

@@ -300,6 +300,15 @@ def test_page_coverage_is_told_in_a_sentence_with_its_deepest_fall(
     assert section.all("svg", role="img")[0].attributes["aria-label"] == expected
 
 
+def test_page_coverage_chart_ends_with_what_is_served_now(seen: Overview) -> None:
+    # CI's uses have changed since the last sync.
+    root = read(with_status(seen, coverage=0.25))
+    (section,) = root.all("section", id="coverage")
+    assert "to 25% now." in section.all("p")[0].text
+    (line,) = section.all("path", class_="line")
+    assert str(line.attributes["d"]).endswith("L1000 112.5")
+
+
 # Little or nothing is known
 
 
