@@ -7,6 +7,7 @@ Names of images, jobs and projects, problems and cures are anybody's text: all o
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -654,7 +655,9 @@ def _table(
 def _image(reference: str) -> Markup:
     name = parse(reference).familiar
     shown = _cut(name)
-    return element("code", shown, title=name if shown != name else None)
+    # Where it is narrow a name breaks between its parts first.
+    parts = joined(re.split("(?<=[/:])", shown), Markup("<wbr>"))
+    return element("code", parts, title=name if shown != name else None)
 
 
 def _state(state: str | None) -> Markup:

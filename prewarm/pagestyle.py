@@ -81,7 +81,7 @@ svg { display: block; overflow: visible; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { width: 100%; border-collapse: collapse; font-size: .925rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { padding: .5rem 0; text-align: start; }
+caption { padding: .5rem 0; text-align: start; max-width: calc(100vw - 2.5rem); }
 th, td { padding: .4rem .9rem .4rem 0; text-align: start; vertical-align: top;
   border-top: 1px solid var(--edge); }
 th { font-weight: 600; }

@@ -146,6 +146,9 @@ def test_page_is_quiet_alone_and_fits_the_screen(
     assert tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
     assert tab.evaluate(PALE) == []
     assert tab.evaluate("window.hacked === undefined && document.scripts.length === 0")
+    # A caption is read without scrolling.
+    right = "[...document.querySelectorAll('caption')].map((c) => c.getBoundingClientRect().right)"
+    assert max(tab.evaluate(right)) <= width
     # Text of a chart lies within the page.
     assert (
         tab.evaluate(

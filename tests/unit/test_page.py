@@ -27,7 +27,7 @@ from tests.support.weeks import FAR, NEAR, PROBLEMS, SETTINGS, fill
 
 NOW = Moment(1_800_000_000.0, "boot", 1e7)
 STATE = Path("/var/lib/prewarm/prewarm.db")
-VOID = {"meta"}
+VOID = {"meta", "wbr"}
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
