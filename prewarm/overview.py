@@ -77,6 +77,7 @@ class Overview:
 
     now: float
     status: Status
+    """Without sizes: to know them takes longer than all else."""
     history: int | None
     """Seconds of CI's history that count; None where no GitLab is named."""
     scanned: float | None
@@ -96,7 +97,7 @@ class Overview:
 
 def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: StatePlace) -> Overview:
     """Return what is to be seen at `now`; empty but whole where nothing has run yet."""
-    status = status_of(settings, ledger, now, state)
+    status = status_of(settings, ledger, now, state, sizes=False)
     scan = ledger.last_scan()
     runs = ledger.runs(_RUNS)
     reports = {run.id: json.loads(run.report or "{}") for run in runs}

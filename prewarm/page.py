@@ -430,14 +430,13 @@ def _mirrors(seen: Overview) -> Markup:
             points = [*series, (seen.now, present)]
             drawn = charts.spark(points, _start(series, seen.now), seen.now, says)
         share = "" if coverage is None else element("data", percent(coverage), value=coverage)
-        state, written = one["state"], size_words(one["bytes"])
-        rows.append((_code(one["url"]), state, share, drawn, written, one["mode"]))
+        rows.append((_code(one["url"]), one["state"], share, drawn, one["mode"]))
     what = "CI's uses" if _has_uses(seen) else "the wanted images"
-    heads = ["mirror", "state", "serves", "over time", "written", "mode"]
+    heads = ["mirror", "state", "serves", "over time", "mode"]
     return _section(
         "mirrors",
         "Mirrors",
-        _table(f"What each mirror serves of {what}", heads, rows, numbers=[2, 4])
+        _table(f"What each mirror serves of {what}", heads, rows, numbers=[2])
         if rows
         else element("p", "images.yml names no mirror."),
     )

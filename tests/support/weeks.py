@@ -259,8 +259,4 @@ def _cover(site: _Site, uses: Mapping[str, int], warm: int, at: Moment, *, last:
         for mirror, held in by_mirror.items():
             for rank, image in enumerate(site.images):
                 state = "missing" if rank >= held else "stale" if _is_stale(rank) else "fresh"
-                digest = f"sha256:{rank:064x}"
-                site.ledger.note_state(image, mirror, state, digest, at)
-                if state != "missing":
-                    where = (mirror, image, "library/x", str(rank), digest, digest, "linux/amd64")
-                    site.ledger.note_written(*where, 83_000_000 + rank * 1_000_000, at)
+                site.ledger.note_state(image, mirror, state, f"sha256:{rank:064x}", at)

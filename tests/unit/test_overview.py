@@ -70,13 +70,13 @@ def spend(ledger: Ledger, at: float, pulls: int, *, settled: bool = True) -> Non
 
 def test_overview_of_an_empty_state_is_whole(ledger: Ledger) -> None:
     seen = overview(ledger)
-    assert seen.status == status_of(PLAIN, ledger, moment(), STATE)
+    assert seen.status == status_of(PLAIN, ledger, moment(), STATE, sizes=False)
     assert (seen.spending, seen.images, seen.waiting, seen.problems, seen.runs) == ((),) * 5
 
 
 def test_overview_status_is_that_of_status_json(ledger: Ledger) -> None:
     fill(ledger, moment(), 60)
-    document = status_of(SETTINGS, ledger, moment(), STATE).document
+    document = status_of(SETTINGS, ledger, moment(), STATE, sizes=False).document
     seen = overview(ledger, SETTINGS)
     assert seen.status.document == document
     assert [one["run"] for one in seen.runs] == [one["run"] for one in document["runs"]]
