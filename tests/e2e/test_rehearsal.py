@@ -200,7 +200,7 @@ def reads_the_report(machine: Machine) -> None:
     done = machine.types(f"prewarm --config {IMAGES} report --html {page}")
     assert done.returncode == 0, done.stderr
     assert file.stat().st_mode & 0o444 == 0o444
-    told = file.read_text()
+    told = file.read_text().replace("<wbr>", "")
     assert "<title>prewarm: 100% served locally</title>" in told
     assert '<data value="4">4</data> of 200</strong>' in told
     assert "last sync ended well: 4 copied, 4 pulls" in told
