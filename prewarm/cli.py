@@ -428,8 +428,7 @@ def _scan(options: Global, project: str | None) -> Scan:
             "write gitlab: with its url, or read one file with prewarm scan --file .gitlab-ci.yml",
         )
     with _locked(settings, (), 0.0) as ledger, ledger.scanning() as alone:
-        if ledger.lost is not None:
-            raise PrewarmError(ledger.lost.code, ledger.lost.text, ledger.lost.cure)
+        _need_state(ledger)
         if not alone:
             raise AlreadyRunningError(
                 "already-running", "another host scans for this demand", "run again later"
@@ -565,6 +564,7 @@ def verify(options: Global, repair: bool, as_json: bool) -> int:
             _writing(settings, 0.0) as (session, tools),
             watching(quiet=options.quiet) as progress,
         ):
+            _need_state(session.ledger)
             found = mend(session, verify(session), Doing(tools, progress, session.stop))
     show_verification(found, as_json=as_json)
     return found.exit_code
@@ -591,6 +591,7 @@ def prune(options: Global, dry_run: bool, force: bool, as_json: bool) -> int:
             report = pruned(session, dry_run=True, force=force)
     else:
         with _writing(settings, 0.0) as (session, _):
+            _need_state(session.ledger)
             report = pruned(session, dry_run=False, force=force)
     show_pruned(report, as_json=as_json)
     return report.exit_code
@@ -824,6 +825,12 @@ def _locked(settings: Settings, targets: Sequence[str], waiting: float) -> Itera
         locks = (*locks_for(None, targets), *shared.mirror_locks(targets))
         with exclusive(locks, clock.now(), waiting):
             yield shared
+
+
+def _need_state(ledger: Ledger) -> None:
+    """Raise PrewarmError where the server of a shared state cannot be reached."""
+    if ledger.lost is not None:
+        raise PrewarmError(ledger.lost.code, ledger.lost.text, ledger.lost.cure)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class SharedLedger(Ledger):
 
     def do_without(self, error: UnreachableError) -> None:
         """Go on in memory, for as long as this ledger is open."""
-        log.error("%s; nothing is pulled without it", error)
+        log.warning("%s; nothing is pulled without it", error.text)
         self.lost = error.failure
         self._database.close()
         self._database = _in_memory(self._database.name)

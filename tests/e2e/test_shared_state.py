@@ -241,6 +241,10 @@ def test_sync_without_the_server_tags_and_copies_between_mirrors_alone(
     assert status.returncode == 1
     assert status.stderr.count("\n") == 1
     assert "cannot be reached" in status.stderr
+    for command in (["prune"], ["verify", "--repair"]):
+        ended = fragile.west.run(*command)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "start the PostgreSQL server" in ended.stderr
     doctor = fragile.west.run("doctor", "--json")
     (check,) = [one for one in doctor.json["checks"] if one["check"] == "state"]
     assert check["state"] == "failed"
