@@ -187,6 +187,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
             # Empty where no other host shares the state.
             "ALTER TABLE runs ADD COLUMN host TEXT NOT NULL DEFAULT ''",
             "ALTER TABLE pulls ADD COLUMN host TEXT NOT NULL DEFAULT ''",
+            "CREATE INDEX pulls_in_flight ON pulls (reserved) WHERE settled IS NULL",
             # What a sync of each host wanted, and when one did last.
             """CREATE TABLE wants (
                 mirror TEXT NOT NULL, image TEXT NOT NULL, host TEXT NOT NULL,

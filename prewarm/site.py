@@ -24,7 +24,7 @@ class Site:
     host: str
     """Its name, which no other has."""
     mirrors: Mapping[str, str]
-    """The URLs of its mirrors, by their names in the state."""
+    """The URLs of the mirrors that it fills, by their names in the state."""
     demand: str
     """Which demand is its own; empty where it has no GitLab."""
 
@@ -42,7 +42,11 @@ def site_of(settings: Settings, host: str) -> Site:
     gitlab = settings.gitlab
     return Site(
         host,
-        {mirror_name(mirror.url, host): mirror.url for mirror in settings.mirrors},
+        {
+            mirror_name(mirror.url, host): mirror.url
+            for mirror in settings.mirrors
+            if mirror.role == "target"
+        },
         demand_of(gitlab, host) if gitlab is not None else "",
     )
 

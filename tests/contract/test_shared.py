@@ -108,6 +108,18 @@ def test_a_mirror_on_loopback_is_another_one_on_each_host(
     assert len(east.written(LOCAL)) == len(east.pushed(LOCAL)) == 1
 
 
+def test_a_mirror_that_a_host_only_reads_is_not_its_to_forget(url: str, east: SharedLedger) -> None:
+    write(east, COMMON)
+    source = replace(settings(COMMON), mirrors=(Mirror(COMMON, COMMON, role="source"),))
+    with SharedLedger.connect(url, site_of(source, "reader"), {}) as reader:
+        assert reader.states() == ()
+        assert reader.written() == ()
+        assert reader.forget_states(now().wall + 9) == 0
+        reader.note_wanted([ALPINE], now())
+    assert [one.mirror for one in east.states()] == [COMMON]
+    assert east.wanted_elsewhere(COMMON, 0.0) == {}
+
+
 def test_wanted_elsewhere_is_what_other_hosts_want_on_the_same_mirror(
     east: SharedLedger, west: SharedLedger
 ) -> None:

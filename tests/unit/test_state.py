@@ -24,6 +24,7 @@ from prewarm.state import (
     StateLock,
     check_owner,
     exclusive,
+    folder_of,
     locks_for,
     place_of,
     prepare,
@@ -78,6 +79,15 @@ def test_place_of_a_server_has_a_folder_of_this_host_by_the_rules() -> None:
     found = place_of(url, SYSTEM, {}, HOME)
     assert found == Shared(url, Path("/var/lib/prewarm"))
     assert str(found) == url
+
+
+def test_folder_of_a_server_is_another_for_each_set_of_mirrors(tmp_path: Path) -> None:
+    shared = Shared("postgresql://prewarm@db/prewarm", tmp_path)
+    one = folder_of(shared, ["http://a:5000", "http://b:5000/"])
+    assert one == folder_of(shared, ["http://b:5000", "http://A:5000"])
+    assert one != folder_of(shared, ["http://a:5000"])
+    assert one.parent == tmp_path
+    assert folder_of(tmp_path / "prewarm.db", ["http://a:5000"]) == tmp_path
 
 
 def test_prepare_missing_folder_is_made_private(tmp_path: Path) -> None:
