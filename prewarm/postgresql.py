@@ -84,6 +84,8 @@ class PostgresqlDatabase:
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._closed = False
+        self._down: UnreachableError | None = None
+        """Why the server was given up."""
         self._held: dict[str, int] = {}
         """Keys of the locks that this process holds, by their names."""
         self._session: tuple[Any, ...] | None = None
@@ -236,6 +238,9 @@ class PostgresqlDatabase:
 
     def _connect(self) -> None:
         """Connect, and take the held locks again; a server that restarts is waited for."""
+        if self._down is not None:
+            # One thread has waited for all.
+            raise self._down
         if self._closed:
             raise LostError("state", f"{self.name} is closed", "run again")
         began = time.monotonic()
@@ -244,7 +249,8 @@ class PostgresqlDatabase:
                 connection = self._connect_once()
             except psycopg.OperationalError as error:
                 if _is_refusal(error) or time.monotonic() - began >= self._patience:
-                    raise self._unreachable(error) from error
+                    self._down = self._unreachable(error)
+                    raise self._down from error
             else:
                 lost = next((name for name in self._held if not _try(connection, name)), None)
                 if lost is None:
@@ -252,11 +258,12 @@ class PostgresqlDatabase:
                     return
                 connection.close()
                 if time.monotonic() - began >= self._patience:
-                    raise UnreachableError(
+                    self._down = UnreachableError(
                         "state-lost",
                         f"{self.name}: another prewarm took {lost} while the server was away",
                         "run again later",
                     )
+                    raise self._down
             time.sleep(_POLL_SECONDS)
 
     def _connect_once(self) -> psycopg.Connection[Any]:
