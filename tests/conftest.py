@@ -19,7 +19,6 @@ _SETTINGS = (
     "REGISTRY_AUTH_FILE",
     "STATE_DIRECTORY",
     "CREDENTIALS_DIRECTORY",
-    "PGPASSFILE",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "ALL_PROXY",
@@ -81,7 +80,7 @@ def _private_home(
     """No test reads the home, credentials or settings of whoever runs it, or leaves traces."""
     for name in list(os.environ):
         upper = name.upper()
-        if upper in _SETTINGS or upper.startswith(("PREWARM_", "XDG_", "REGISTRY_")):
+        if upper in _SETTINGS or upper.startswith(("PREWARM_", "XDG_", "REGISTRY_", "PG")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 

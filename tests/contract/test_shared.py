@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import MIGRATIONS, Ledger, Refusal, Reservation, Told
 from prewarm.manifest import OCI_MANIFEST, Manifest
+from prewarm.postgresql import PostgresqlDatabase
 from prewarm.settings import Gitlab, Mirror, Runners, Settings
 from prewarm.shared import SharedLedger, examine, look, read
 from prewarm.site import Site, demand_of, mirror_name, site_of
@@ -494,6 +496,45 @@ def test_connect_password_is_found_in_pgpass_alone(
     assert "password authentication failed" in caught.value.text
     assert "secret" not in str(caught.value)
     assert "hunter" not in str(caught.value)
+
+
+# The session
+
+
+def test_what_must_last_is_on_disk_when_it_is_committed(postgres: Postgres, url: str) -> None:
+    with closing(PostgresqlDatabase(url, {})) as database:
+        shown = []
+        for durable in (True, False):
+            with database.transaction(durable=durable):
+                shown += database.execute("SHOW synchronous_commit").fetchall()
+        assert shown == [("on",), ("off",)]
+
+
+def test_a_moment_by_the_servers_clock_is_never_later_than_it_was(url: str) -> None:
+    with closing(PostgresqlDatabase(url, {})) as database:
+        for _ in range(20):
+            before, moment, after = database.now(), now(), database.now()
+            told = database.at(moment)
+            assert told <= after
+            # It is early by what it took to ask, at most.
+            assert told > before - 5
+            assert database.at(replace(moment, boot=moment.boot - 60)) <= told - 59
+
+
+def test_a_session_over_the_network_is_noticed_when_its_host_dies(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    database = postgres.database()
+    name = database.partition("@/")[2].partition("?")[0]
+    postgres.sql("CREATE ROLE distant LOGIN PASSWORD 'far'", url=database)
+    (tmp_path / "pgpass").write_text("*:*:*:distant:far\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with closing(PostgresqlDatabase(postgres.network_url(name, "distant"), environ)) as far:
+        shown = [
+            far.execute(f"SHOW {setting}").fetchone()
+            for setting in ("tcp_keepalives_idle", "tcp_keepalives_interval")
+        ]
+        assert shown == [("20",), ("10",)]
 
 
 # Values

@@ -312,6 +312,44 @@ def test_open_state_of_version_two_gains_the_tables(
         assert [one.jobs for one in ledger.used_images(SINCE)] == [3]
 
 
+def test_open_state_of_before_demands_keeps_what_ci_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prewarm.db"
+    monkeypatch.setattr(ledger_module, "MIGRATIONS", MIGRATIONS[:9])
+    Ledger.open(path).close()
+    monkeypatch.undo()
+    rows: dict[str, tuple[object, ...]] = {
+        "projects": (1, "team/p1", 7, NOW, "head", 7, "sha", NOW, '["build"]', "[]"),
+        "job_runs": (1, "build", 12, "linux/amd64", DAY_0 + 13, 3, 1, NOW, 7, 6),
+        "job_images": (1, "build", "image", "alpine:3", ALPINE, None, "trace", 1, None, None, "q"),
+        "traces": (1, "q", NOW),
+        "log_positions": ("/log", "9"),
+        "log_uses": (1, "team/p1", "r", "image", "x", ALPINE, "", "", DAY_0 + 13, 5, NOW),
+        "runner_marks": (12, 1, 7, NOW),
+        "scans": ("s", NOW, NOW, 1, 9, "scope", "[]", "[7]", "[8]", None),
+    }
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for table, row_ in rows.items():
+            marks = ", ".join("?" * len(row_))
+            connection.execute(f"INSERT INTO {table} VALUES ({marks})", row_)
+    with Ledger.open(path) as ledger:
+        (image,) = ledger.used_images(SINCE)
+        assert (image.jobs, image.pull_failures) == (8, 1)
+        assert ledger.known_projects()[1].jobs == {"build"}
+        assert ledger.asked(1) == {"q": NOW}
+        assert ledger.log_position("/log") == "9"
+        assert ledger.parts() == {12: {1: Mark(7, NOW)}}
+        scan = ledger.last_scan(complete=True)
+        assert scan is not None
+        assert (set(scan.running), set(scan.logged)) == ({7}, {8})
+        # And it is gone on with.
+        add(ledger, {key(): Count(2, 0, NOW, 8)})
+        assert [one.jobs for one in ledger.used_images(SINCE)] == [10]
+        ledger.forget_uses(NOW + 99 * 86400, [1])
+        assert ledger.used_images(0.0) == ()
+
+
 def test_state_holds_no_row_for_a_single_job(tmp_path: Path) -> None:
     path = tmp_path / "prewarm.db"
     with Ledger.open(path) as ledger:
