@@ -219,9 +219,9 @@ def last_run(runs: Iterable[Run]) -> tuple[float | None, bool]:
     """
     cut = False
     for run in runs:
-        document = json.loads(run.report or "{}")
-        if not document.get("whole", True):
+        if not run.whole:
             continue
+        document = json.loads(run.report or "{}")
         if run.exit_code is not None and run.exit_code < 128:
             deferred = document.get("summary", {}).get("deferred", 0)
             return run.started, cut or run.exit_code != 0 or deferred > 0

@@ -333,6 +333,8 @@ class Run:
     finished: float | None
     exit_code: int | None
     report: str | None
+    whole: bool = True
+    """It was of all that is wanted, not only of images that a person named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1105,8 +1107,8 @@ class Ledger(Uses):
     def last_whole_run(self) -> Run | None:
         """Return the last run of all that is wanted that has finished."""
         found = self._rows(
-            Run,
-            """SELECT id, started, finished, exit_code, report FROM runs
+            _run,
+            """SELECT id, started, finished, exit_code, report, whole FROM runs
                WHERE finished IS NOT NULL AND whole = 1 AND host = :host
                ORDER BY started DESC, id DESC LIMIT 1""",
             {"host": self._host},
@@ -1174,8 +1176,8 @@ class Ledger(Uses):
     def runs(self, newest: int, skip: int = 0) -> tuple[Run, ...]:
         """Return this host's newest runs but the first `skip`, the newest first."""
         return self._rows(
-            Run,
-            """SELECT id, started, finished, exit_code, report FROM runs WHERE host = :host
+            _run,
+            """SELECT id, started, finished, exit_code, report, whole FROM runs WHERE host = :host
                ORDER BY started DESC, id DESC LIMIT :newest OFFSET :skip""",
             {"newest": newest, "skip": skip, "host": self._host},
         )
@@ -1289,6 +1291,17 @@ class Ledger(Uses):
     ) -> tuple[_Row, ...]:
         with self._reading():
             return tuple(row(*values) for values in self._database.execute(query, parameters))
+
+
+def _run(
+    name: str,
+    started: float,
+    finished: float | None,
+    code: int | None,
+    report: str | None,
+    whole: int,
+) -> Run:
+    return Run(name, started, finished, code, report, bool(whole))
 
 
 # The schema

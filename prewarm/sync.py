@@ -526,8 +526,8 @@ def record(session: Session, report: Report, *, whole: bool, complete: bool = Tr
     _note_coverage(session, report, now, whole=whole)
     if whole:
         _tidy(session, report, now)
-    document = {**to_json(report), "whole": whole}
-    ledger.finish_run(report.run, report.exit_code, json.dumps(document), now, whole=whole)
+    document = json.dumps(to_json(report))
+    ledger.finish_run(report.run, report.exit_code, document, now, whole=whole)
 
 
 def _note_coverage(session: Session, report: Report, now: Moment, *, whole: bool) -> None:

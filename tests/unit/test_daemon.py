@@ -456,8 +456,8 @@ def test_serve_for_days_of_trouble_misses_no_time_and_never_spins(
 
 
 def run(started: float, code: int | None, *, whole: bool = True, deferred: int = 0) -> Run:
-    report = json.dumps({"summary": {"deferred": deferred}, "whole": whole})
-    return Run("r", started, None, code, None if code is None else report)
+    report = json.dumps({"summary": {"deferred": deferred}})
+    return Run("r", started, None, code, None if code is None else report, whole)
 
 
 @pytest.mark.parametrize(
