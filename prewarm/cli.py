@@ -820,7 +820,8 @@ def _locked(settings: Settings, targets: Sequence[str], waiting: float) -> Itera
         return
     from prewarm.shared import SharedLedger
 
-    prepare_folder(folder_of(place, targets), os.geteuid(), _typed())
+    if targets:
+        prepare_folder(folder_of(place, targets), os.geteuid(), _typed())
     with SharedLedger.connect(place.url, _site(settings), os.environ) as shared:
         locks = (*locks_for(None, targets), *shared.mirror_locks(targets))
         with exclusive(locks, clock.now(), waiting):

@@ -48,6 +48,10 @@ _SESSION: Final = {
 }
 _NOTHING: Final[Mapping[str, Any]] = {}
 _NAMED: Final = re.compile(r"(?<!:):([a-z_][a-z0-9_]*)|%")
+_REFUSED: Final = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|does not exist|permission denied"
+    r"|no password supplied|not permitted to log in"
+)
 _DEFINING: Final = re.compile(r"(CREATE|ALTER) TABLE\b")
 
 
@@ -431,9 +435,10 @@ def _passfile(environ: Mapping[str, str]) -> int | None:
 def _is_refusal(error: psycopg.Error) -> bool:
     """Whether a server that is there said no: waiting would not help.
 
-    psycopg tells no SQLSTATE of a connection that failed; the server's own words begin so.
+    No SQLSTATE is told of a connection that failed, so the server's words have to do; one that
+    speaks another language is waited for in vain.
     """
-    return bool(re.search(r"FATAL: +(?!the database system is)", str(error)))
+    return bool(_REFUSED.search(str(error)))
 
 
 def _one_line(error: psycopg.Error) -> str:

@@ -498,6 +498,20 @@ def test_connect_password_is_found_in_pgpass_alone(
     assert "hunter" not in str(caught.value)
 
 
+def test_connect_without_the_right_to_make_tables_says_so(postgres: Postgres) -> None:
+    url = postgres.database()
+    postgres.sql("CREATE ROLE guest LOGIN", url=url)
+    postgres.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", url=url)
+    guest = url.replace("owner@", "guest@")
+    found = examine(guest, {})
+    assert (found.user, found.may_create, found.version) == ("guest", False, 0)
+    with pytest.raises(PrewarmError) as caught:
+        SharedLedger.connect(guest, Site("east", {}, ""), {})
+    assert (caught.value.code, caught.value.exit_code) == ("state", 1)
+    assert "permission denied" in caught.value.text
+    assert "\n" not in caught.value.text
+
+
 # The session
 
 

@@ -65,6 +65,9 @@ def test_sync_from_another_sites_mirror_costs_nothing(hosts: SharedHosts) -> Non
     second = hosts.west.sync()
     assert (second.summary["pulls"], second.gets, second.blobs) == (0, (), ())
     assert hosts.sql("SELECT SUM(pulls) FROM pulls") == [(3,)]
+    checks = hosts.west.run("doctor", "--json").json["checks"]
+    (state,) = [one for one in checks if one["check"] == "state"]
+    assert (state["state"], hosts.url in state["text"]) == ("ok", True)
     assert sorted(hosts.box.mirrors[1].catalog()) == ["library/a", "library/b", "library/c"]
     again = hosts.west.sync()
     assert (again.gets, again.writes[1]) == ((), ())
