@@ -94,8 +94,8 @@ class PostgresqlDatabase:
         """Keys of the locks that this process holds, by their names."""
         self._session: tuple[Any, ...] | None = None
         """Which session ours is, or was."""
-        self.within = False
-        """In a transaction, which is of the thread that asks where one of its own could be."""
+        self._inside: int | None = None
+        """The thread that has a transaction under way."""
         with self._lock:
             self._connect()
         self._patience = PATIENCE
@@ -116,14 +116,19 @@ class PostgresqlDatabase:
                 begin += f"; SELECT pg_advisory_xact_lock({_key(alone)})"
             try:
                 self._outside(begin)
-                self.within = True
+                self._inside = threading.get_ident()
                 yield
             except BaseException:
                 self._roll_back()
                 raise
             finally:
-                self.within = False
+                self._inside = None
             self._commit()
+
+    @property
+    def within(self) -> bool:
+        """Whether the thread that asks has a transaction under way."""
+        return self._inside == threading.get_ident()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -168,11 +173,11 @@ class PostgresqlDatabase:
         """Run the body, which reads, on the state as it is now, whoever is writing to it."""
         with self._lock:
             self._outside("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            self.within = True
+            self._inside = threading.get_ident()
             try:
                 yield
             finally:
-                self.within = False
+                self._inside = None
                 self._roll_back()
 
     def _outside(self, statement: str, values: Mapping[str, Any] | None = None) -> Any:
@@ -251,23 +256,24 @@ class PostgresqlDatabase:
         while True:
             try:
                 connection = self._connect_once()
-            except psycopg.OperationalError as error:
-                if _is_refusal(error) or time.monotonic() - began >= self._patience:
-                    self._down = self._unreachable(error)
-                    raise self._down from error
-            else:
                 lost = next((name for name in self._held if not _try(connection, name)), None)
                 if lost is None:
                     self._connection = connection
                     return
                 connection.close()
-                if time.monotonic() - began >= self._patience:
-                    self._down = UnreachableError(
-                        "state-lost",
-                        f"{self.name}: another prewarm took {lost} while the server was away",
-                        "run again later",
-                    )
-                    raise self._down
+            except psycopg.OperationalError as error:
+                failure = self._unreachable(error)
+                waits = not _is_refusal(error)
+            else:
+                failure = UnreachableError(
+                    "state-lost",
+                    f"{self.name}: another prewarm took {lost} while the server was away",
+                    "run again later",
+                )
+                waits = True
+            if not waits or time.monotonic() - began >= self._patience:
+                self._down = failure
+                raise failure
             time.sleep(_POLL_SECONDS)
 
     def _connect_once(self) -> psycopg.Connection[Any]:
