@@ -5,6 +5,7 @@ It refuses to run as root: then it is the user `postgres`, whom the package make
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -62,6 +64,7 @@ class Postgres:
             "--locale=C.UTF-8",
         )
         self.start()
+        atexit.register(self.close)
 
     def _run(self, program: str, *options: str) -> None:
         command = [str(programs() / program), f"--pgdata={self.folder / 'data'}", *options]
@@ -72,12 +75,16 @@ class Postgres:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = {**_SETTINGS, "port": self.port, "unix_socket_directories": self.folder}
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        command = [str(programs() / "postgres"), "-D", str(self.folder / "data")]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        if threading.current_thread() is threading.main_thread() and shutil.which("setpriv"):
+            # It then dies with us even when we are killed. (The kernel means the thread.)
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
         with (self.folder / "log").open("ab") as log:
             if self._user is not None:
                 shutil.chown(self.folder / "log", self._user)
             self._process = subprocess.Popen(
-                [programs() / "postgres", "-D", self.folder / "data", *options],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -123,8 +130,13 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
-        self.stop()
+        """End it in order, so that nobody writes to its folder any more, and remove that."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(timeout=30)
+            self._process = None
         shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self
