@@ -41,13 +41,16 @@ def ranked(demand: Iterable[tuple[Want, Seen]]) -> list[tuple[Want, Seen]]:
             same.append(pair)
     needed, idle = [], []
     for key, members in digests.items():
+        name = _name(members[0])
         if len(members) > 1:
+            # Not the first's in their order: more uses of a tag must not move its digest back.
+            name = min(map(_name, members))
             members.sort(key=_within)
         place = _place(members, free=key in brought)
         if place is None:
-            idle.append((-sum([want.weight for want, _ in members]), _name(members[0]), members))
+            idle.append((-sum([want.weight for want, _ in members]), name, members))
         else:
-            needed.append((place, _name(members[0]), members))
+            needed.append((place, name, members))
     # What is needed goes before what is not.
     needed.sort()
     idle.sort()
