@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from prewarm.copying import Outcome, Progress
+from prewarm.outcome import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
 from prewarm.report import Report, explained, platforms_of, sentence, to_json, when

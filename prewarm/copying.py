@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from prewarm import skopeo
 from prewarm.budget import Window
@@ -36,7 +36,8 @@ from prewarm.observe import (
     words,
 )
 from prewarm.order import Moving, Turns
-from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Skip, Step, Tag
+from prewarm.outcome import Outcome, Progress
+from prewarm.plan import LATER, Copy, Defer, Fail, Plan, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, normalise
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
@@ -56,42 +57,6 @@ _PASSING: Final = frozenset({"reset", "timeout", "copy", "mirror-server-error"})
 """Failures of a copy that may be gone at a second try."""
 _TRIES: Final = 2
 """Of a copy whose connection broke: manifests are at hand, so a second try costs no pull."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a step."""
-
-    step: Step
-    """The step as it ended: a copy that met an empty quota has become a Defer."""
-    content: Manifest | None = None
-    """What lies, or should lie, under the tag."""
-    holdings: tuple[Holding, ...] = ()
-    pulls: int | None = 0
-    """As charged in the ledger; in a dry run an upper bound, None where nobody can know."""
-    gets: int | None = 0
-    """Manifest GETs sent upstream."""
-    moved: int = 0
-    """Bytes of blobs read from upstream or another mirror."""
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of the blobs of each single manifest, where known."""
-    seconds: float = 0.0
-
-
-class Progress(Protocol):
-    """Where the run is, for a person who watches."""
-
-    def begin(self, images: int) -> None:
-        """So many more images are to be carried."""
-
-    def expect(self, amount: int) -> None:
-        """So many more bytes of blobs may be moved."""
-
-    def moved(self, amount: int) -> None:
-        """So many bytes have been moved."""
-
-    def done(self, outcome: Outcome) -> None:
-        """A step has ended."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from prewarm.budget import next_free, remaining, used
-from prewarm.copying import Outcome
 from prewarm.errors import Failure, Problem, Severity
 from prewarm.manifest import Manifest
+from prewarm.outcome import Outcome
 from prewarm.plan import LATER, Copy, Defer, Fail, Holding, Plan, Quota, Skip, action
 from prewarm.platforms import ALL
 from prewarm.rank import position

@@ -16,7 +16,7 @@ from typing import Final
 from prewarm.budget import Moment, Window, window_for, window_problem
 from prewarm.caching import LIFETIME
 from prewarm.clock import Clock
-from prewarm.copying import Carrier, Outcome, Progress, Tools
+from prewarm.copying import Carrier, Tools
 from prewarm.coverage import coverages, used_of_late, uses_of
 from prewarm.credentials import authfile_in_memory
 from prewarm.demand import Want, chosen, patterns, skipped_by, uncovered, wants, with_uses
@@ -26,6 +26,7 @@ from prewarm.findings import Scan
 from prewarm.gate import Gate
 from prewarm.ledger import Known, Ledger
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, bug
+from prewarm.outcome import Outcome, Progress
 from prewarm.plan import Copy, Defer, Plan, Quota, Seen, Step, Tag, action, plan
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.rank import ranked

@@ -12,13 +12,14 @@ import pytest
 
 from prewarm import clock
 from prewarm.budget import NO_LIMIT
-from prewarm.copying import Carrier, Outcome, Tools, platform_of, too_little_space
+from prewarm.copying import Carrier, Tools, platform_of, too_little_space
 from prewarm.demand import Want
 from prewarm.errors import Failure, PrewarmError
 from prewarm.gate import Gate
 from prewarm.ledger import Ledger
 from prewarm.manifest import OCI_MANIFEST, Manifest
 from prewarm.observe import MirrorSite, Observer
+from prewarm.outcome import Outcome
 from prewarm.plan import Copy, Cost, Defer, Fail, Holding, Plan, Seen, action
 from prewarm.platforms import Platform
 from prewarm.policy import Policy

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prewarm.budget import Moment
-from prewarm.copying import Outcome
 from prewarm.daemon import Daemon, last_run
 from prewarm.demand import Want
 from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, Problem
 from prewarm.ledger import Run
+from prewarm.outcome import Outcome
 from prewarm.plan import Defer, Seen
 from prewarm.reference import parse
 from prewarm.report import Report

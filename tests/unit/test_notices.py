@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from prewarm.copying import Outcome
 from prewarm.demand import Want
 from prewarm.errors import Problem
 from prewarm.ledger import Told
@@ -21,6 +20,7 @@ from prewarm.notices import (
     events_of,
     remembered,
 )
+from prewarm.outcome import Outcome
 from prewarm.plan import Defer, Seen
 from prewarm.reference import parse
 from prewarm.report import Report

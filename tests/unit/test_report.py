@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prewarm.budget import Limit, Spend, Window
-from prewarm.copying import Outcome
 from prewarm.demand import Want
 from prewarm.errors import Failure, Problem
 from prewarm.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from prewarm.outcome import Outcome
 from prewarm.plan import Copy, Cost, Defer, Fail, Fresh, Holding, Plan, Quota, Seen, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, Wanted
 from prewarm.reference import parse
