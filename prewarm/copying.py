@@ -383,20 +383,7 @@ class Carrier:
         now = self.observer.clock()
         self._know_all(image)
         self.ledger.keep_manifest(content, now)
-        self.ledger.note_written(
-            site.url,
-            str(reference),
-            holding.repository,
-            None if reference.digest else reference.tag,
-            content.digest,
-            image.digest,
-            words(image.want.platforms),
-            image.size,
-            now,
-        )
-        image.holdings[site.url] = replace(
-            holding, digest=content.digest, state="fresh", present=there
-        )
+        image.note_whole(self.ledger, site.url, content.digest, there, now)
 
     def _know_all(self, image: Image) -> None:
         """Add the manifests that were there already, as far as they are remembered: for its size.

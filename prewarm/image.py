@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from prewarm.budget import Moment
 from prewarm.demand import Want
 from prewarm.errors import Failure
+from prewarm.ledger import Ledger
 from prewarm.manifest import Manifest, index_for
-from prewarm.observe import required_of
+from prewarm.observe import required_of, words
 from prewarm.plan import Copy, Holding, Seen, Tag
 
 
@@ -92,6 +94,26 @@ class Image:
         """Note that a mirror holds these manifests."""
         holding = self.holdings[mirror]
         self.holdings[mirror] = replace(holding, present=holding.present | frozenset(digests))
+
+    def note_whole(
+        self, ledger: Ledger, mirror: str, digest: str, present: frozenset[str], now: Moment
+    ) -> None:
+        """Note, here and in the ledger, that a mirror has all of the image, as this digest."""
+        holding, reference = self.holdings[mirror], self.want.reference
+        ledger.note_written(
+            mirror,
+            str(reference),
+            holding.repository,
+            None if reference.digest else reference.tag,
+            digest,
+            self.digest,
+            words(self.want.platforms),
+            self.size,
+            now,
+        )
+        self.holdings[mirror] = replace(
+            holding, digest=digest, state="fresh", present=present, expired=False
+        )
 
     def note_failure(self, mirror: str, failure: Failure) -> None:
         """Note that the image did not get to a mirror."""

@@ -18,7 +18,7 @@ from prewarm.errors import Failure, RegistryError
 from prewarm.image import Image
 from prewarm.ledger import Ledger
 from prewarm.manifest import Descriptor, Manifest, wanted_children
-from prewarm.observe import MirrorSite, Observer, UpstreamSite, no_platform, words
+from prewarm.observe import MirrorSite, Observer, UpstreamSite, no_platform
 from prewarm.plan import Cost, Defer, Fail, Step, cost, cost_of
 from prewarm.purchase import Bill, EndedError, Purchasing, too_many
 from prewarm.settings import Limits
@@ -237,25 +237,8 @@ class Warming:
                         self._streamed.add(key)
         if image.digest not in there or not there.issuperset(image.required):
             return
-        reference, now = image.want.reference, self.observer.clock()
-        self.ledger.note_written(
-            site.url,
-            str(reference),
-            repository,
-            None if reference.digest else reference.tag,
-            image.digest,
-            image.digest,
-            words(image.want.platforms),
-            image.size,
-            now,
-        )
-        image.holdings[site.url] = replace(
-            image.holdings[site.url],
-            digest=image.digest,
-            state="fresh",
-            present=frozenset({image.digest, *image.required}),
-            expired=False,
-        )
+        whole = frozenset({image.digest, *image.required})
+        image.note_whole(self.ledger, site.url, image.digest, whole, self.observer.clock())
 
     def _stream(self, image: Image, site: MirrorSite, repository: str, blob: Descriptor) -> int:
         """Read one blob to its end; return its bytes."""
