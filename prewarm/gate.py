@@ -13,16 +13,16 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Final, Protocol
 
 from prewarm.errors import RegistryError
 from prewarm.login import Login
+from prewarm.loopback import LoopbackServer
 from prewarm.manifest import Manifest
 
 log = logging.getLogger("prewarm")
@@ -129,14 +129,8 @@ def _basic(login: Login) -> str:
     return "Basic " + b64encode(f"{login.username}:{login.secret}".encode()).decode()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """A child that was killed breaks its connections, which is no news; all else is a bug."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            log.exception("the gate failed to answer a request: this is a bug of prewarm")
+class _Server(LoopbackServer):
+    what = "the gate"
 
 
 class _Handler(BaseHTTPRequestHandler):

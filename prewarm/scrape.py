@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.exposition import CONTENT_TYPE
+from prewarm.loopback import LoopbackServer
 from prewarm.proxies import is_loopback
 
 log = logging.getLogger("prewarm")
@@ -116,18 +115,13 @@ def _without_port(host: str) -> str:
     return name if port.isdecimal() and name else host
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128  # of five, a crowd fills it, and who comes then waits for seconds
+class _Server(LoopbackServer):
+    what = "--listen"
 
     def __init__(self, *args: Any) -> None:
         self._open: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
         super().__init__(*args)
-
-    def server_bind(self) -> None:
-        """Bind; HTTPServer would ask a name server for a name that nobody needs."""
-        TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own; where there are too many, the oldest has to go."""
@@ -145,11 +139,6 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """A client that goes away is no news; all else is a bug."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            log.exception("a request of --listen was not answered: this is a bug of prewarm")
 
 
 class _Handler(BaseHTTPRequestHandler):
