@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from prewarm.notices import (
 )
 from prewarm.report import Report
 from prewarm.settings import Notify, Settings
-from prewarm.state import StatePlace
+from prewarm.state import StatePlace, host_of
 from prewarm.words import printable
 
 log = logging.getLogger("prewarm")
@@ -143,7 +142,7 @@ def _tell(
         before = None  # a state that cannot be read is worth telling of
     if not due(about, before, now):
         return
-    deliver(json.dumps(body(event, ending, socket.gethostname())).encode())
+    deliver(json.dumps(body(event, ending, host_of(watch.settings))).encode())
     log.info("told of %s by %s", event, channel)
     try:
         ledger.note_told(remembered(event, channel, about, before, now))

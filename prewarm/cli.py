@@ -774,11 +774,10 @@ def _reading(settings: Settings, *, noting: bool = False) -> Iterator[Ledger]:
 
 
 def _site(settings: Settings) -> Site:
-    import socket
-
     from prewarm.site import site_of
+    from prewarm.state import host_of
 
-    return site_of(settings, settings.host or socket.gethostname())
+    return site_of(settings, host_of(settings))
 
 
 @contextmanager

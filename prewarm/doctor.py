@@ -12,7 +12,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,7 @@ from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
 from prewarm.site import Site, site_of
-from prewarm.state import Shared, StatePlace, check_owner, place_of
+from prewarm.state import Shared, StatePlace, check_owner, host_of, place_of
 from prewarm.sync import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
@@ -146,7 +145,7 @@ class Place:
 
     def site(self) -> Site:
         """Return this host's part of a shared state."""
-        return site_of(self.settings, self.settings.host or socket.gethostname())
+        return site_of(self.settings, host_of(self.settings))
 
 
 @dataclass(frozen=True)

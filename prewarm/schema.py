@@ -879,7 +879,7 @@ FILE: Final = Keys(
                 {"type": "string", "pattern": f"^{_NAME.pattern}$"},
                 "write a name such as runner-7",
             ),
-            "What this host is called in a state that several share; no two are called the same.",
+            "What this host is called in notices and a shared state; no two are called the same.",
             "runner-7",
             "the machine's name",
         ),

@@ -166,7 +166,7 @@ class Settings:
     state: str | None = None
     """As written: an absolute path or a postgresql:// URL; None where the rules decide."""
     host: str | None = None
-    """What this host is called in a shared state; None: as the machine is."""
+    """What this host is called in notices and in a shared state; None: as the machine is."""
     metrics: Path | None = None
     notify: Notify | None = None
     problems: tuple[Problem, ...] = ()

@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.settings import Settings
 from prewarm.site import canonical
 
 FILE: Final = "prewarm.db"
@@ -79,6 +80,11 @@ def _by_the_rules(config: Path | None, environ: Mapping[str, str], home: Path | 
             "write state: with a path in images.yml, or set HOME",
         )
     return home / ".local" / "state" / "prewarm" / FILE
+
+
+def host_of(settings: Settings) -> str:
+    """Return what this host is called in notices, and in a state that several share."""
+    return settings.host or socket.gethostname()
 
 
 def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:

@@ -79,6 +79,12 @@ def test_sync_that_broke_off_ends_no_event_but_is_one(watch: Watch) -> None:
     assert events(watch)[3:] == ["failure", "mirror-full", "budget"]
 
 
+def test_notice_is_of_the_host_as_it_is_called_in_the_file(watch: Watch) -> None:
+    notify(replace(watch, settings=replace(watch.settings, host="runner-7")), WAITING)
+    first, *_ = (state(watch).parent / "notices").read_text().splitlines()
+    assert json.loads(first)["host"] == "runner-7"
+
+
 def test_notice_is_not_begun_where_the_run_is_to_end(watch: Watch) -> None:
     watch.stop.set()
     notify(watch, WAITING)
