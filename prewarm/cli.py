@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from prewarm.ledger import Known, Ledger
     from prewarm.notify_socket import Watchdog
     from prewarm.report import Report
+    from prewarm.session import Session
     from prewarm.settings import Pin, Settings
     from prewarm.site import Site
     from prewarm.state import StatePlace
-    from prewarm.sync import Follow, Scanner, Session
+    from prewarm.sync import Follow, Scanner
 
 log = logging.getLogger("prewarm")
 
@@ -169,7 +170,7 @@ def sync(
     With IMAGE, only these; one that no pin names is pinned for this run.
     """
     from prewarm.console import show_report
-    from prewarm.sync import named_pins
+    from prewarm.survey import named_pins
 
     if use_reserve and not images:
         raise UsageError(
@@ -787,7 +788,7 @@ def _looking(
     """Open what is needed to look and to plan, without a lock; where a person `waits`, briefly."""
     from prewarm import clock
     from prewarm.edges import AT_A_TERMINAL, open_edges
-    from prewarm.sync import Session
+    from prewarm.session import Session
 
     patience = AT_A_TERMINAL if waits else None
     with (
@@ -856,8 +857,8 @@ def _copying(
     """Open the registries and skopeo."""
     from prewarm import clock
     from prewarm.edges import open_edges, open_tools
+    from prewarm.session import Session
     from prewarm.state import folder_of
-    from prewarm.sync import Session
 
     folder = folder_of(_place(settings), _targets(settings))
     with (

@@ -45,7 +45,7 @@ from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
 from prewarm.site import Site, site_of
 from prewarm.state import Shared, StatePlace, check_owner, host_of, place_of
-from prewarm.sync import is_cache, platform_problems, wrong_mode
+from prewarm.survey import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
 

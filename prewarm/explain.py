@@ -33,8 +33,9 @@ from prewarm.rank import position, ranked
 from prewarm.recall import Recall, is_transient
 from prewarm.reference import InvalidReference, Reference
 from prewarm.report import iso, when
+from prewarm.session import Session
 from prewarm.settings import Newest, Pin, Settings
-from prewarm.sync import Session, list_tags, look, named, probe, used_images
+from prewarm.survey import list_tags, look, named, probe, used_images
 from prewarm.tags import glob_match
 from prewarm.timetable import Timetable
 from prewarm.usage import UnresolvedImage, UsedImage, mirror_hosts, upstream_of

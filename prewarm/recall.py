@@ -21,8 +21,8 @@ from prewarm.observe import BREAKING, MirrorSite, no_mirror, private, unlisted, 
 from prewarm.plan import LATER, Holding, Quota, Seen, State
 from prewarm.reference import Reference, parse
 from prewarm.report import HOST_CODES, UPSTREAM_CODES
+from prewarm.session import Session
 from prewarm.settings import Allowance, Newest, Pin
-from prewarm.sync import Session
 from prewarm.tags import newest
 
 _RUNS: Final = 5

@@ -33,9 +33,10 @@ from prewarm.prune import (
 )
 from prewarm.reference import InvalidReference, parse
 from prewarm.report import Report, distinct
+from prewarm.session import Session
 from prewarm.settings import Gitlab, Mirror, Newest
 from prewarm.site import scope_of
-from prewarm.sync import Session, list_tags, probe, used_images
+from prewarm.survey import list_tags, probe, used_images
 
 log = logging.getLogger("prewarm")
 

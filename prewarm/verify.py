@@ -20,18 +20,10 @@ from prewarm.plan import Holding, Seen
 from prewarm.platforms import ALL, Wanted, parse_platform
 from prewarm.reference import parse
 from prewarm.report import Report, to_json
+from prewarm.session import Session
 from prewarm.settings import Pin
-from prewarm.sync import (
-    Doing,
-    Session,
-    Survey,
-    carry_out,
-    named_pins,
-    probe,
-    record,
-    report_of,
-    survey,
-)
+from prewarm.survey import Survey, named_pins, probe, survey
+from prewarm.sync import Doing, carry_out, record, report_of
 
 _AT_ONCE = 16
 _Checked = Literal["whole", "unasked"]

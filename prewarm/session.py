@@ -1,0 +1,57 @@
+"""The session: what every command that looks at registries works with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prewarm.budget import Window, window_for
+from prewarm.clock import Clock
+from prewarm.edges import Edges
+from prewarm.ledger import Ledger
+from prewarm.observe import Observer, UpstreamSite
+from prewarm.plan import Quota
+from prewarm.settings import Settings
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command that looks at registries works with."""
+
+    settings: Settings
+    edges: Edges
+    ledger: Ledger
+    clock: Clock
+    use_reserve: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the run is to end: nothing new is begun then."""
+    ended: Callable[[], int | None] = lambda: None
+    """The exit code of a run that a signal ends."""
+
+    @property
+    def observer(self) -> Observer:
+        return Observer(self.edges.upstreams, self.edges.mirrors, self.ledger, self.clock)
+
+    def window(self, upstream: UpstreamSite) -> tuple[Window, str]:
+        """Return the window of an upstream as it is known now, and where it comes from."""
+        return window_for(
+            upstream.settings.name,
+            upstream.settings.budget,
+            upstream.limit,
+            reachable=upstream.answered,
+            use_reserve=self.use_reserve,
+        )
+
+    def quota(self, upstream: UpstreamSite) -> Quota:
+        """Return what an upstream still gives."""
+        window, source = self.window(upstream)
+        now = self.clock()
+        spends = self.ledger.spends(
+            upstream.settings.name, upstream.account_name, now, window.seconds
+        )
+        closed = upstream.closed or self.ledger.lost
+        return Quota(upstream.account_name, window, source, spends, upstream.limit, closed=closed)
+
+    def quotas(self) -> dict[str, Quota]:
+        return {name: self.quota(upstream) for name, upstream in self.edges.upstreams.items()}

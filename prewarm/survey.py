@@ -1,0 +1,232 @@
+"""Surveying: looks at all that is wanted, or at what a person named, by HEADs and lists of tags."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from prewarm.coverage import used_of_late
+from prewarm.demand import Want, chosen, patterns, skipped_by, uncovered, wants, with_uses
+from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
+from prewarm.observe import MirrorSite, UpstreamSite, bug
+from prewarm.plan import Seen
+from prewarm.probe import PROBE_REPOSITORY
+from prewarm.rank import ranked
+from prewarm.reference import InvalidReference, Reference, parse
+from prewarm.session import Session
+from prewarm.settings import Newest, Pin, Settings
+from prewarm.tags import newest
+from prewarm.usage import UsedImage
+
+log = logging.getLogger("prewarm")
+
+_MANY: Final = 0.05
+"""The share of the uses above which a platform that is missing is the operator's to cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is wanted and what was seen of it, in the order of the plan."""
+
+    images: tuple[tuple[Want, Seen], ...]
+    problems: tuple[Problem, ...] = ()
+    complete: bool = True
+    """Whether the demand is all there is: no list of tags is missing."""
+    tags: Mapping[Pin, tuple[str, ...]] = field(default_factory=dict)
+    """What the pins with patterns mean."""
+    whole: bool = True
+    """Whether it is of all that is wanted, not only of images that a person named."""
+
+
+def named(text: str) -> Reference:
+    """Return the image that a person named; UsageError where the text names none."""
+    try:
+        reference = parse(text)
+        _ = reference.mirror_repository
+    except InvalidReference as error:
+        raise UsageError("reference", f"{error.text!r} {error.problem}", error.cure) from error
+    return reference
+
+
+def named_pins(settings: Settings, images: Sequence[str]) -> tuple[Pin, ...]:
+    """Return pins for the images that a person named; UsageError for one that cannot be."""
+    known = {upstream.name for upstream in settings.registries}
+    pins = []
+    for reference in map(named, images):
+        if reference.registry not in known:
+            raise UsageError(
+                "registry",
+                f"{reference}: registry {reference.registry} is not listed",
+                f"add {reference.registry}: {{}} under registries: in images.yml",
+            )
+        pins.append(Pin(reference))
+    return tuple(pins)
+
+
+def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
+    """Look at every wanted image, or at those asked for; HEADs and tag lists only."""
+    probe(session.edges.mirrors)
+    settings, upstreams = session.settings, session.edges.upstreams
+    used = used_images(session)
+    pins: Sequence[Pin] = settings.pins
+    if asked:
+        names = {pin.reference.name for pin in asked}
+        pins = [pin for pin in pins if pin.reference.name in names]
+    tags, problems = list_tags(pins, upstreams, session.settings.limits.checks)
+    demand = with_uses(settings, wants(settings, pins, tags), used)
+    met = (*problems, *platform_problems(demand, used))
+    if asked:
+        demand = chosen(demand, asked, settings)
+    seen = look(session, demand, recheck=0 if asked else settings.recheck)
+    images = zip(demand, seen, strict=True)
+    # Images that a person named keep the order given.
+    found = tuple(images) if asked else tuple(ranked(images))
+    return Survey(found, met, not problems, tags, not asked)
+
+
+def used_images(session: Session) -> tuple[UsedImage, ...]:
+    """Return what CI used within the history window, as far as scans have told."""
+    return used_of_late(session.settings, session.ledger, session.clock().wall)
+
+
+def platform_problems(demand: Sequence[Want], used: Iterable[UsedImage]) -> Iterator[Problem]:
+    """What runners need and the mirrors will lack: above one use in twenty it breaks too much."""
+    for platform, share in uncovered(demand, used).items():
+        yield Problem(
+            "error" if share > _MANY else "warning",
+            "platform",
+            "platforms",
+            f"runners on {platform} make {share:.0%} of the uses, and it is not mirrored",
+            f"add {platform} to platforms: in images.yml",
+        )
+
+
+def probe(mirrors: Iterable[MirrorSite]) -> None:
+    """Begin and cancel an upload at each mirror, before it is asked for any manifest.
+
+    A proxy that is declared as a push mirror would spend pulls on a HEAD; a mirror that takes no
+    writes is known before a pull is spent for it.
+    """
+    targets = [site for site in mirrors if site.target]
+    if not targets:
+        return
+
+    def begin(site: MirrorSite) -> None:
+        if site.failure is not None:
+            return
+        try:
+            site.registry.probe_upload(PROBE_REPOSITORY)
+        except RegistryError as error:
+            if not is_cache(error):
+                site.failure = error.failure
+            elif not site.through:
+                site.failure = wrong_mode(site)
+        else:
+            if site.through:
+                site.failure = wrong_mode(site)
+
+    with ThreadPoolExecutor(len(targets), "probe") as pool:
+        list(pool.map(begin, targets))
+
+
+def is_cache(error: RegistryError) -> bool:
+    """Whether an upload was refused as registry:2 does with `proxy:` (measured on 2.8.2)."""
+    return error.code == "mirror-proxy" and error.status == 405
+
+
+def wrong_mode(site: MirrorSite) -> Failure:
+    """Return the failure of a mirror that is not what its `mode:` says."""
+    if site.through:
+        return Failure(
+            "mirror-mode",
+            f"{site.url} takes uploads, so it is no proxy, though mode: pull-through is written",
+            "write mode: push, or give it proxy:",
+        )
+    return Failure(
+        "mirror-mode",
+        f"{site.url} is a pull-through proxy and takes no push, though mode: pull-through is not "
+        "written",
+        "write mode: pull-through, or take proxy: out of its configuration",
+    )
+
+
+def list_tags(
+    pins: Sequence[Pin], upstreams: Mapping[str, UpstreamSite], checks: int
+) -> tuple[dict[Pin, tuple[str, ...]], tuple[Problem, ...]]:
+    """Return the tags that each pin with a pattern means; a repository is asked once."""
+
+    def ask(reference: Reference) -> tuple[str, ...] | RegistryError:
+        try:
+            return upstreams[reference.registry].registry.tags(reference.repository)
+        except RegistryError as error:
+            return error
+
+    repositories = patterns(pins)
+    if not repositories:
+        return {}, ()
+    with ThreadPoolExecutor(min(checks, len(repositories)), "tags") as pool:
+        listed = dict(zip(repositories, pool.map(ask, repositories), strict=True))
+    tags: dict[Pin, tuple[str, ...]] = {}
+    problems = []
+    for pin in pins:
+        if not isinstance(pin.tags, Newest):
+            continue
+        found = listed[pin.reference]
+        if isinstance(found, RegistryError):
+            problems.append(Problem("error", found.code, pin.where, found.text, found.cure))
+            continue
+        tags[pin] = newest(found, pin.tags)
+        if not tags[pin]:
+            rule = pin.tags.match or pin.tags.semver
+            text = f"{pin.reference.name}: none of its {len(found)} tags is meant by {rule}"
+            problems.append(Problem("error", "no-tag", pin.where, text, "correct the pattern"))
+    return tags, tuple(problems)
+
+
+def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> list[Seen]:
+    """Look at every image, up to `limits.checks` at once per registry; in the demand's order.
+
+    A tag that has not moved for long is asked for upstream within `recheck` seconds only.
+    """
+    observer = replace(session.observer, recheck=recheck)
+
+    def see(want: Want) -> Seen:
+        if skipped_by(want, session.settings.skip) is not None:
+            return Seen()
+        if session.stop.is_set():
+            return Seen(failure=Failure("interrupted", "the run was ended", "run it again"))
+        try:
+            return observer.see(want)
+        except PrewarmError:
+            raise
+        except Exception:
+            # It must not take the other images with it.
+            log.exception("a bug met %s", want.reference)
+            return Seen(failure=bug(want))
+
+    by_registry: dict[str, list[Want]] = {}
+    for want in demand:
+        if want.reference.registry in session.edges.upstreams:
+            by_registry.setdefault(want.reference.registry, []).append(want)
+    with ExitStack() as stack:
+        futures = {}
+        for registry, images in by_registry.items():
+            client = session.edges.upstreams[registry].registry
+            workers = min(session.settings.limits.checks, len(images))
+            pool = stack.enter_context(ThreadPoolExecutor(workers, f"check-{registry}"))
+            client.authorize(dict.fromkeys(want.reference.repository for want in images))
+            for want in images:
+                futures[want.reference] = pool.submit(see, want)
+        seen = [
+            futures[want.reference].result() if want.reference in futures else observer.see(want)
+            for want in demand
+        ]
+    upstreams = session.edges.upstreams
+    return [
+        upstreams[want.reference.registry].whole(found) if want.reference in futures else found
+        for want, found in zip(demand, seen, strict=True)
+    ]
