@@ -239,7 +239,7 @@ def _sync(
                 _copying(settings, ledger, use_reserve=use_reserve) as (session, tools),
                 watching(quiet=options.quiet) as progress,
             ):
-                doing = Doing(tools, progress, session.stop)
+                doing = Doing(tools, progress)
                 return sync(session, asked, doing, scanner, follow)
 
         watch = Watch(settings, ledger, _place(settings), clock.now, os.environ, _stopping)
@@ -566,7 +566,7 @@ def verify(options: Global, repair: bool, as_json: bool) -> int:
             watching(quiet=options.quiet) as progress,
         ):
             _need_state(session.ledger)
-            found = mend(session, verify(session), Doing(tools, progress, session.stop))
+            found = mend(session, verify(session), Doing(tools, progress))
     show_verification(found, as_json=as_json)
     return found.exit_code
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,7 +48,6 @@ class Doing:
 
     tools: Tools | PrewarmError
     progress: Progress
-    stop: threading.Event
 
 
 Scanner = Callable[[Ledger], Scan]
@@ -158,7 +156,7 @@ def carry_out(
             lambda upstream: session.window(upstream)[0],
             session.settings.limits,
             doing.progress,
-            doing.stop,
+            session.stop,
             deadline,
         )
         while True:
