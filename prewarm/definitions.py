@@ -135,17 +135,6 @@ class Definition:
     problems: tuple[Problem, ...] = ()
 
 
-def images_of(
-    merged: Mapping[str, Any],
-    predefined: Mapping[str, str] | None = None,
-    overrides: Mapping[str, str] | None = None,
-    *,
-    dependency_proxy: Literal["report", "map"] = "report",
-) -> tuple[JobImage, ...]:
-    """Return the images that the jobs name; the arguments are those of `read_definition`."""
-    return read_definition(merged, predefined, overrides, dependency_proxy=dependency_proxy).images
-
-
 def read_definition(
     merged: Mapping[str, Any],
     predefined: Mapping[str, str] | None = None,

@@ -34,7 +34,6 @@ _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 _PORT_LIKE_END = re.compile(r".*_[0-9]+")
 
 _PATH_CURE = "use a-z and 0-9, with single . _ - between them, such as team/app"
-_DIGEST_CURE = "a digest is sha256: and 64 of 0-9a-f"
 
 
 class InvalidReference(ValueError):  # noqa: N818 - the name says what it is
@@ -148,12 +147,6 @@ class Reference:
             raise InvalidReference(tag, *_tag_problem(tag))
         return replace(self, tag=tag, digest=None)
 
-    def with_digest(self, digest: str) -> Reference:
-        """Return this reference at that digest, its tag kept; InvalidReference if it is none."""
-        if not _DIGEST.fullmatch(digest):
-            raise InvalidReference(digest, "is not a digest", _DIGEST_CURE)
-        return replace(self, digest=digest)
-
     def without_selector(self) -> Reference:
         """Return the repository alone."""
         return replace(self, tag=None, digest=None)
@@ -226,7 +219,9 @@ def _read(text: str) -> Reference:
     if problem := _path_problem(repository):
         raise InvalidReference(text, *problem)
     if at and not _DIGEST.fullmatch(digest):
-        raise InvalidReference(text, "has a digest that is none", _DIGEST_CURE)
+        raise InvalidReference(
+            text, "has a digest that is none", "a digest is sha256: and 64 of 0-9a-f"
+        )
     if colon and not valid_tag(tag):
         raise InvalidReference(text, *_tag_problem(tag))
     return Reference(registry, repository, tag if colon else None, digest if at else None)

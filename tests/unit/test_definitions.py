@@ -18,7 +18,6 @@ from prewarm.definitions import (
     JobImage,
     Work,
     base_name,
-    images_of,
     read_definition,
 )
 from prewarm.expansion import of_project
@@ -30,6 +29,10 @@ def merged(text: str) -> dict[str, Any]:
     (document,) = read(textwrap.dedent(text).encode()).documents
     assert isinstance(document, dict)
     return document
+
+
+def images_of(*arguments: Any, **options: Any) -> tuple[JobImage, ...]:
+    return read_definition(*arguments, **options).images
 
 
 def shown(image: JobImage) -> str:

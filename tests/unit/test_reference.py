@@ -342,20 +342,14 @@ def test_with_tag_replaces_tag_and_digest() -> None:
     assert parse("x:1@" + SHA256).with_tag("2") == parse("x:2")
 
 
-def test_with_digest_keeps_the_tag() -> None:
-    assert parse("x:1").with_digest(SHA256) == parse("x:1@" + SHA256)
-
-
 def test_without_selector_is_the_repository() -> None:
     assert parse("x:1@" + SHA256).without_selector() == parse_repository("x")
     assert str(parse("x:1").without_selector()) == "docker.io/library/x"
 
 
-def test_with_tag_and_with_digest_invalid_text_is_refused() -> None:
+def test_with_tag_invalid_text_is_refused() -> None:
     with pytest.raises(InvalidReference):
         parse("x").with_tag("../../y")
-    with pytest.raises(InvalidReference):
-        parse("x").with_digest("sha256:../../y")
 
 
 def test_order_absent_selector_comes_first() -> None:
