@@ -1,4 +1,4 @@
-"""The failures a user can meet, each with its code, its cause and its cure.
+"""The failures a user can meet, each with its code, its cause and its cure (pure).
 
 Everything that a user or a server can do wrong becomes a `PrewarmError`; only `cli` turns one into
 text and an exit code. Any other exception is a bug of ours (exit 3).

@@ -1,4 +1,4 @@
-"""The style sheet of the page: one column, light and dark by the reader's wish, and on paper."""
+"""The style sheet of the page: one column, light and dark as the reader wishes, on paper (pure)."""
 
 from __future__ import annotations
 

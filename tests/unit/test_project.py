@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,45 @@ def test_cli_import_loads_no_heavy_module() -> None:
     assert heavy.isdisjoint(loaded)
 
 
+def sentence(tree: ast.Module) -> str:
+    """Return the first paragraph of a module's docstring, in one line."""
+    return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_module_docstring_is_a_sentence(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    sentence, _, _ = docstring.partition("\n\n")
-    assert re.match(r"\S+( \S+){2,}?[.?!]( |$)", " ".join(sentence.split())), docstring
+    told = sentence(ast.parse(path.read_text()))
+    assert re.match(r"\S+( \S+){2,}?[.?!]( |$)", told), told
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield module and name of what is imported when the module is; of `prewarm` without that."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for name in node.names:
+                if module == "prewarm":
+                    yield name.name, ""
+                else:
+                    yield module.removeprefix("prewarm."), name.name
+        elif isinstance(node, ast.Import):
+            yield from ((name.name, "") for name in node.names)
+
+
+def test_pure_modules_know_no_effects() -> None:
+    """Whose sentence ends with (pure) imports such modules, and from the edges values alone."""
+    trees = {path.stem: ast.parse(path.read_text()) for path in MODULES}
+    pure = {name for name, tree in trees.items() if re.search(r"\(pure\b.*\)\.$", sentence(tree))}
+    whole = {name for name in pure if "(pure but for " not in sentence(trees[name])}
+    assert len(whole) > 40
+    effects = {"os", "shutil", "socket", "subprocess", "tempfile", "threading", "time"}
+    edges = effects | (trees.keys() - pure - {"__init__", "ledger"})
+    assert [
+        (name, module, what)
+        for name in sorted(whole)
+        for module, what in imported(trees[name])
+        if module in edges or (module, what) == ("ledger", "Ledger")
+    ] == []
 
 
 def locked() -> dict[str, tuple[str, list[str]]]:
