@@ -1,13 +1,14 @@
 """Writes what of the docs comes from the code: `python -m tests.support.docs`, or `make docs`.
 
 docs/configuration.md comes from the keys in prewarm/schema.py, docs/commands.md from the command
-line itself, the README's picture and every block after `<!-- recorded: SCENE -->` from what the
-commands printed in the tour; a test compares all with what is on disk. `--record` plays the tour
-anew, which takes a quarter of a minute.
+line itself, docs/modules.md from what the modules say of themselves, the README's picture and every
+block after `<!-- recorded: SCENE -->` from what the commands printed in the tour; a test compares
+all with what is on disk. `--record` plays the tour anew, which takes a quarter of a minute.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -226,6 +227,36 @@ def with_recordings(text: str) -> str:
     return _RECORDED.sub(lambda found: found[1] + _console(scenes[found[2]]), text)
 
 
+_MODULES: Final = """\
+# The modules
+
+Each in its own words. A pure one decides and knows no effect: it imports pure ones, and from the
+others values alone, which a test holds it to. Each of the others owns an effect, or puts parts in
+order: `cli` is above all, `sync` above what a run is made of.
+"""
+
+
+PURE: Final = re.compile(r"\(pure\b[^)]*\)\.?$")
+"""So ends the sentence of a module that has no effect, or but the one that it names there."""
+
+
+def sentence(module: Path) -> str:
+    """Return the first paragraph of a module's docstring, in one line."""
+    text = ast.get_docstring(ast.parse(module.read_text())) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def modules() -> str:
+    """Return docs/modules.md."""
+    told = {path.stem: sentence(path) for path in (DOCS.parent / "prewarm").glob("[!_]*.py")}
+    pure = {name for name, says in told.items() if PURE.search(says)}
+    parts = [_WRITTEN.format(source="the modules' docstrings"), _MODULES]
+    for title, names in (("Pure", pure), ("With effects", told.keys() - pure)):
+        parts.append(f"\n## {title}\n\n| module | |\n| --- | --- |\n")
+        parts += [f"| `{name}` | {_cell(told[name])} |\n" for name in sorted(names)]
+    return "".join(parts)
+
+
 def _session() -> str:
     scenes = tour.recordings()
     return "\n".join(scenes[name] for name in ("sync", "explain"))
@@ -234,6 +265,7 @@ def _session() -> str:
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "configuration.md": configuration,
     "commands.md": commands,
+    "modules.md": modules,
     "terminal-dark.svg": lambda: picture(_session(), DARK),
     "terminal-light.svg": lambda: picture(_session(), LIGHT),
 }
