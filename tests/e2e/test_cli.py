@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from prewarm import __version__
 from prewarm.cli import cli
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
-from tests.support.process import Finished, private_env, run_prewarm, start_prewarm
+from tests.support.process import Finished, run_on_terminal, run_prewarm, start_prewarm
 
 AMD, ARM = "linux/amd64", "linux/arm64"
 WRONG = """\
@@ -248,30 +245,7 @@ def test_quiet_leaves_only_the_result(host: Host, box: Sandbox, words: list[str]
 
 def on_a_terminal(host: Host, *args: str, env: dict[str, str] | None = None) -> str:
     """Run prewarm with a terminal as stdout and return what it shows there."""
-    ours, its = pty.openpty()
-    with (
-        os.fdopen(ours, "rb", buffering=0) as screen,
-        subprocess.Popen(
-            [sys.executable, "-m", "prewarm", "--config", str(host.config), *args],
-            cwd=host.folder,
-            env=private_env(host.folder, {"TERM": "xterm", **(env or {})}),
-            stdin=subprocess.DEVNULL,
-            stdout=its,
-            stderr=subprocess.DEVNULL,
-        ) as process,
-    ):
-        os.close(its)
-        shown = b""
-        while True:
-            try:
-                piece = screen.read(65536)
-            except OSError:  # the other end was closed
-                break
-            if not piece:
-                break
-            shown += piece
-        process.wait(30)
-    return shown.decode()
+    return run_on_terminal(["--config", str(host.config), *args], host.folder, env=env).stdout
 
 
 def test_sync_on_a_terminal_is_coloured_unless_no_color_is_set(host: Host) -> None:

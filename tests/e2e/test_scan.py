@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import signal
-import subprocess
-import sys
-import termios
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ import yaml
 
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, Token, forbidden
-from tests.support.process import Finished, private_env, run_prewarm, start_prewarm
+from tests.support.process import Finished, run_on_terminal, run_prewarm, start_prewarm
 
 PLAIN = "build:\n  image: golang:1.22\n  script: [make]\n"
 
@@ -117,39 +111,18 @@ def test_scan_on_a_terminal_shows_a_bar_with_counts_and_leaves_none_behind(
     site.latency = 0.02
     for number in range(30):
         site.add_job(site.add_project(f"team/app-{number}", PLAIN), "build")
-    shown = on_a_terminal(["--config", str(write(tmp_path, site)), "scan"], tmp_path)
+    config = str(write(tmp_path, site))
+    shown = run_on_terminal(
+        ["--config", config, "scan"], tmp_path, columns=100, env={"NO_COLOR": "1"}, together=True
+    ).stdout
     counts = re.findall(r"definitions .*?\b([0-9]+)/30", shown)
     assert len(set(counts)) > 1, shown
     assert re.search(r"0:00:[0-9]{2}", shown), "no estimate"
     # The last thing on the screen is the answer; the bar above it was wiped out.
     assert "golang:1.22" in shown.rpartition("\x1b[2K")[2]
     assert shown.rstrip().endswith("requests to GitLab")
-    quiet = on_a_terminal(["-q", "--config", str(tmp_path / "images.yml"), "scan"], tmp_path)
-    assert "\x1b[2K" not in quiet
-
-
-def on_a_terminal(args: list[str], folder: Path) -> str:
-    """Run prewarm with a terminal of 100 columns and return all that was drawn on it."""
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (40, 100))
-    with (
-        os.fdopen(ours, "rb", buffering=0) as screen,
-        subprocess.Popen(
-            [sys.executable, "-m", "prewarm", *args],
-            cwd=folder,
-            env=private_env(folder, {"TERM": "xterm", "NO_COLOR": "1"}),
-            stdin=subprocess.DEVNULL,
-            stdout=its,
-            stderr=its,
-        ) as process,
-    ):
-        os.close(its)
-        drawn = b""
-        with suppress(OSError):  # the other end was closed
-            while piece := screen.read(65536):
-                drawn += piece
-        process.wait(30)
-    return drawn.decode()
+    quiet = run_on_terminal(["-q", "--config", config, "scan"], tmp_path, together=True)
+    assert "\x1b[2K" not in quiet.stdout
 
 
 def test_scan_again_reads_from_the_state_what_it_knows(site: Gitlab, tmp_path: Path) -> None:

@@ -88,13 +88,19 @@ def run_prewarm(
 ) -> Finished:
     """Run `prewarm ARGS` in `folder` to its end; see start_prewarm."""
     with start_prewarm(args, folder, config=config, env=env) as process:
-        return _finish(process, timeout)
+        return finish(process, timeout)
 
 
 def run_on_terminal(
-    args: Sequence[str], folder: Path, *, columns: int = 80, env: Mapping[str, str] | None = None
+    args: Sequence[str],
+    folder: Path,
+    *,
+    columns: int = 80,
+    env: Mapping[str, str] | None = None,
+    together: bool = False,
 ) -> Finished:
-    """Run `prewarm ARGS` in `folder` with a terminal for its stdout; stderr goes to a file."""
+    """Run `prewarm ARGS` in `folder` with a terminal for its stdout, and for stderr if `together`;
+    else that goes to a file."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, columns))
     with (
@@ -106,7 +112,7 @@ def run_on_terminal(
             env=private_env(folder, {"TERM": "xterm", **(env or {})}),
             stdin=subprocess.DEVNULL,
             stdout=its,
-            stderr=errors,
+            stderr=its if together else errors,
         ) as process,
     ):
         os.close(its)
@@ -136,10 +142,11 @@ def run_skopeo(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        return _finish(process, timeout)
+        return finish(process, timeout)
 
 
-def _finish(process: subprocess.Popen[str], timeout: float) -> Finished:
+def finish(process: subprocess.Popen[str], timeout: float) -> Finished:
+    """Wait for a process with pipes to end; it is killed where it does not."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except BaseException:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support import confined
-from tests.support.process import Finished
+from tests.support.process import Finished, finish
 
 UNITS: Final = Path(__file__).parents[2] / "systemd"
 USER: Final = 2999998
@@ -101,12 +101,7 @@ class Service:
     def run(self, env: Mapping[str, str] | None = None, timeout: float = 120) -> Finished:
         """Run ExecStart= to its end."""
         with self.start(env) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=timeout)
-            except BaseException:
-                process.kill()
-                raise
-        return Finished(process.returncode, stdout, stderr)
+            return finish(process, timeout)
 
     def spawn(self, line: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a command line of a unit file as this service."""
