@@ -389,9 +389,7 @@ def _budget(seen: Overview, spent: Spending, name: str) -> Iterator[Markup]:
             says += " It was more when the budget was another, or by --use-reserve."
     yield element("h3", f"{spent.registry}, ", _account(budget["account"]))
     yield element("p", says)
-    yield charts.load(
-        spent.steps, spent.start, seen.now, pulls, budget["reserve"], says, name
-    )  # fmt: skip
+    yield charts.load(spent.steps, spent.start, seen.now, pulls, budget["reserve"], says, name)
     if pulls is not None:
         hatched = element("rect", width="100%", height="100%", fill=f"url(#{name})")
         yield element(
