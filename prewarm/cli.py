@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from prewarm.report import Report
     from prewarm.session import Session
     from prewarm.settings import Pin, Settings
-    from prewarm.site import Site
     from prewarm.state import StatePlace
     from prewarm.sync import Follow, Scanner
 
@@ -760,25 +759,18 @@ def _reading(settings: Settings, *, noting: bool = False) -> Iterator[Ledger]:
     Where that is `noting` what it sees, it gets a copy to note that in.
     """
     from prewarm.ledger import Ledger
-    from prewarm.state import Shared, check_owner
+    from prewarm.state import Shared, check_owner, site_here
 
     place = _place(settings)
     if isinstance(place, Shared):
         from prewarm.shared import look, read
 
-        opened = (look if noting else read)(place.url, _site(settings), os.environ)
+        opened = (look if noting else read)(place.url, site_here(settings), os.environ)
     else:
         check_owner(place, os.geteuid(), _typed())
         opened = Ledger.open(place, read_only=True) if place.exists() else Ledger.memory()
     with opened as ledger:
         yield ledger
-
-
-def _site(settings: Settings) -> Site:
-    from prewarm.site import site_of
-    from prewarm.state import host_of
-
-    return site_of(settings, host_of(settings))
 
 
 @contextmanager
@@ -807,7 +799,15 @@ def _locked(settings: Settings, targets: Sequence[str], waiting: float) -> Itera
     """
     from prewarm import clock
     from prewarm.ledger import Ledger
-    from prewarm.state import Shared, exclusive, folder_of, locks_for, prepare, prepare_folder
+    from prewarm.state import (
+        Shared,
+        exclusive,
+        folder_of,
+        locks_for,
+        prepare,
+        prepare_folder,
+        site_here,
+    )
 
     place = _place(settings)
     if not isinstance(place, Shared):
@@ -822,7 +822,7 @@ def _locked(settings: Settings, targets: Sequence[str], waiting: float) -> Itera
 
     if targets:
         prepare_folder(folder_of(place, targets), os.geteuid(), _typed())
-    with SharedLedger.connect(place.url, _site(settings), os.environ) as shared:
+    with SharedLedger.connect(place.url, site_here(settings), os.environ) as shared:
         locks = (*locks_for(None, targets), *shared.mirror_locks(targets))
         with exclusive(locks, clock.now(), waiting):
             yield shared

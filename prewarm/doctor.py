@@ -43,8 +43,7 @@ from prewarm.redirects import File, read_files
 from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
-from prewarm.site import Site, site_of
-from prewarm.state import Shared, StatePlace, check_owner, host_of, place_of
+from prewarm.state import Shared, StatePlace, check_owner, place_of, site_here
 from prewarm.survey import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
@@ -143,10 +142,6 @@ class Place:
         settings = self.settings
         return place_of(settings.state, settings.path, self.environ, self.home)
 
-    def site(self) -> Site:
-        """Return this host's part of a shared state."""
-        return site_of(self.settings, host_of(self.settings))
-
 
 @dataclass(frozen=True)
 class _Memory:
@@ -224,7 +219,7 @@ def _opened(place: Place, state: StatePlace) -> Ledger:
         return Ledger.open(state, read_only=True)
     from prewarm.shared import read
 
-    return read(state.url, place.site(), place.environ)
+    return read(state.url, site_here(place.settings), place.environ)
 
 
 def _with_good_authfile(place: Place) -> Place:

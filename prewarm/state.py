@@ -24,7 +24,7 @@ from typing import Final, Protocol
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
 from prewarm.settings import Settings
-from prewarm.site import canonical
+from prewarm.site import Site, canonical, site_of
 
 FILE: Final = "prewarm.db"
 _SYSTEM_CONFIG: Final = Path("/etc/prewarm/images.yml")
@@ -85,6 +85,11 @@ def _by_the_rules(config: Path | None, environ: Mapping[str, str], home: Path | 
 def host_of(settings: Settings) -> str:
     """Return what this host is called in notices, and in a state that several share."""
     return settings.host or socket.gethostname()
+
+
+def site_here(settings: Settings) -> Site:
+    """Return this host's part of a state that several share."""
+    return site_of(settings, host_of(settings))
 
 
 def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
