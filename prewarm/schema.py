@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from prewarm.platforms import ALL, parse_platform
 from prewarm.reference import (
@@ -307,7 +307,7 @@ def _state(text: str) -> Path | str:
     if parts.scheme not in {"postgresql", "postgres"}:
         raise Refused("must be a path or a postgresql:// URL", "write postgresql://user@host/name")
     login, at, _ = parts.netloc.rpartition("@")
-    if (at and ":" in login) or names & {"password", "sslpassword"}:
+    if (at and ":" in unquote(login)) or any("password" in name for name in names):
         raise Refused("holds a password", "take it out; prewarm reads it from pgpass (PGPASSFILE)")
     return text
 

@@ -588,6 +588,8 @@ SECRETS = {
     "webhook": "notify: {webhook: 'https://chat/?key=hunter2'}",
     "state": "state: postgresql://prewarm:hunter2@db/prewarm",
     "state by query": "state: postgresql://db/prewarm?password=hunter2",
+    "state by escape": "state: postgresql://prewarm%3Ahunter2@db/prewarm",
+    "state by query in HTML": "state: postgresql://db/prewarm?sslmode=require&amp;password=hunter2",
     "state of another database": "state: mysql://prewarm:hunter2@db/prewarm",
     "image": "images: ['me:hunter2@quay.io/a/b']",
     "image as URL": "images: ['https://me:hunter2@quay.io/a/b:1']",
