@@ -45,6 +45,9 @@ _SESSION: Final = {
     "lock_timeout": "60s",
     "timezone": "UTC",
     "synchronous_commit": "off",
+    # Whoever has waited for a lock counts what was committed meanwhile, whatever the server's own
+    # default is.
+    "default_transaction_isolation": "read committed",
 }
 _NOTHING: Final[Mapping[str, Any]] = {}
 _NAMED: Final = re.compile(r"(?<!:):([a-z_][a-z0-9_]*)|%")
