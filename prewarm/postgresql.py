@@ -61,6 +61,8 @@ _DEFINING: Final = re.compile(r"(CREATE|ALTER) TABLE\b")
 class PostgresqlDatabase:
     """A state on a server; see `Database`. `server_clock` stands in for the server's, in tests.
 
+    One that only reads (a standby) is waited for where it is for `writing`.
+
     Transactions of the same `alone` follow each other, on every host; the others see what is
     committed when each of their statements begins.
     """
@@ -71,6 +73,7 @@ class PostgresqlDatabase:
         environ: Mapping[str, str],
         *,
         host: str = "",
+        writing: bool = False,
         clock: Clock = host_clock,
         server_clock: Callable[[], float] | None = None,
     ) -> None:
@@ -83,6 +86,9 @@ class PostgresqlDatabase:
         self.name = f"state {url}"
         self._url = url
         self._passfile = _passfile(environ)
+        self._more: dict[str, Any] = {"target_session_attrs": "read-write"} if writing else {}
+        if self._passfile is not None:
+            self._more["passfile"] = f"/proc/self/fd/{self._passfile}"
         self._label = f"prewarm on {host}, process {os.getpid()}" if host else "prewarm"
         self._clock = clock
         self.clock: ServerClock | None = self
@@ -207,6 +213,10 @@ class PostgresqlDatabase:
         assert self._connection is not None
         try:
             self._connection.execute("COMMIT")
+        except psycopg.errors.IdleInTransactionSessionTimeout as error:
+            # We slept, and the server has undone it before it was told to commit.
+            self._forget_connection()
+            raise self._unusable(error, LostError) from error
         except psycopg.OperationalError as error:
             self._forget_connection()
             raise self._unusable(error, DoubtError) from error
@@ -225,12 +235,24 @@ class PostgresqlDatabase:
             yield
         except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
             raise self._unusable(error, LostError) from error
+        except psycopg.errors.IdleInTransactionSessionTimeout as error:
+            self._forget_connection()
+            raise self._unusable(error, LostError) from error
         except psycopg.OperationalError as error:
             if self._connection is None or self._connection.closed:
                 self._forget_connection()
                 raise self._unusable(error, LostError) from error
             raise self._unusable(error) from error
-        except (psycopg.errors.InsufficientPrivilege, psycopg.InternalError) as error:
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.InvalidSchemaName,
+        ) as error:
+            raise PrewarmError(
+                "state",
+                f"{self.name} cannot be used: {error.diag.message_primary}",
+                "make its user the owner of the database, the schema and the tables there",
+            ) from error
+        except psycopg.InternalError as error:
             raise self._unusable(error) from error
 
     def _unusable(
@@ -280,21 +302,27 @@ class PostgresqlDatabase:
             time.sleep(_POLL_SECONDS)
 
     def _connect_once(self) -> psycopg.Connection[Any]:
-        more: dict[str, Any] = {}
-        if self._passfile is not None:
-            more["passfile"] = f"/proc/self/fd/{self._passfile}"
-        connection = psycopg.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            application_name=self._label,
-            keepalives_idle=20,
-            keepalives_interval=10,
-            keepalives_count=3,
-            tcp_user_timeout=30_000,
-            **more,
-        )
         try:
+            connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=_CONNECT_SECONDS,
+                application_name=self._label,
+                client_encoding="utf8",
+                keepalives_idle=20,
+                keepalives_interval=10,
+                keepalives_count=3,
+                tcp_user_timeout=30_000,
+                **self._more,
+            )
+        except psycopg.ProgrammingError as error:
+            raise UsageError(
+                "state",
+                f"{self.name} is a URL that PostgreSQL does not read: {_one_line(error)}",
+                "correct state: in images.yml",
+            ) from error
+        try:
+            self._check_encoding(connection)
             connection.execute("; ".join(f"SET {name} = '{_SESSION[name]}'" for name in _SESSION))
             if self._held and self._session is not None:
                 # The server may not know yet that our old session, which has the locks, is gone.
@@ -310,6 +338,15 @@ class PostgresqlDatabase:
             connection.close()
             raise
         return connection
+
+    def _check_encoding(self, connection: psycopg.Connection[Any]) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise UsageError(
+                "state",
+                f"{self.name} is encoded in {encoding}, in which not every name can be written",
+                "make the database anew: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+            )
 
     def _unreachable(self, error: psycopg.Error) -> UnreachableError:
         return UnreachableError(

@@ -45,7 +45,7 @@ class SharedLedger(Ledger):
         prewarm or of another program, and where psycopg is missing.
         """
         try:
-            database = PostgresqlDatabase(url, environ, host=site.host)
+            database = PostgresqlDatabase(url, environ, host=site.host, writing=True)
         except UnreachableError as error:
             found = cls(_in_memory(f"state {url}"), site)
             found.do_without(error)

@@ -33,6 +33,8 @@ from tests.support.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
 LOCAL, COMMON = "http://127.0.0.1:5000", "https://mirror.example.org"
+SESSIONS = """SELECT pid FROM pg_stat_activity
+              WHERE application_name LIKE 'prewarm on east%' AND datname = current_database()"""
 ALPINE = "docker.io/library/alpine:3"
 GITLAB = Gitlab("https://gitlab.example.org", groups=("team",))
 
@@ -67,6 +69,13 @@ def write(ledger: SharedLedger, mirror: str, image: str = ALPINE, digest: str = 
     ledger.note_state(image, mirror, "fresh", digest, now())
     ledger.note_cached(mirror, "library/alpine", digest, now())
     ledger.note_coverage(mirror, 1, 2, now())
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Mirrors
@@ -335,9 +344,7 @@ def test_a_lost_connection_is_made_anew_and_nothing_is_forgotten(
 
     def end_sessions() -> None:
         postgres.sql(
-            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-               WHERE application_name LIKE 'prewarm on east%'
-                 AND datname = current_database()""",
+            SESSIONS.replace("pid", "pg_terminate_backend(pid)", 1),
             url=url,
         )
 
@@ -512,7 +519,117 @@ def test_connect_without_the_right_to_make_tables_says_so(postgres: Postgres) ->
     assert "\n" not in caught.value.text
 
 
+@pytest.mark.parametrize("refused", ["no table", "no schema", "tables of another"])
+def test_connect_without_rights_says_what_is_missing_and_whose_it_should_be(
+    postgres: Postgres, refused: str
+) -> None:
+    url = postgres.database()
+    if refused == "tables of another":
+        host(url, "east").close()
+    if refused == "no schema":
+        postgres.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC", url=url)
+    user = refused.replace(" ", "_")
+    postgres.sql(f"CREATE ROLE {user} LOGIN", url=url)
+    with pytest.raises(PrewarmError) as caught:
+        SharedLedger.connect(url.replace("owner@", f"{user}@"), Site("east", {}, ""), {})
+    assert caught.value.code == "state"
+    assert "LINE" not in caught.value.text
+    assert caught.value.cure.startswith("make its user the owner")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_connect_to_a_database_that_cannot_hold_every_name_is_refused(
+    postgres: Postgres, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres.sql(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0",
+        url=postgres.url("postgres"),
+    )
+    with pytest.raises(UsageError) as caught:
+        SharedLedger.connect(postgres.url(name), Site("east", {}, ""), {})
+    assert caught.value.exit_code == 2
+    assert f"is encoded in {encoding}" in caught.value.text
+
+
+@pytest.mark.parametrize("more", ["&sslmod=require", "&%zz", "&host=[::1"])
+def test_connect_by_a_url_that_nobody_can_read_is_a_usage_error(url: str, more: str) -> None:
+    if more == "&host=[::1":
+        url, more = "postgresql://owner@[::1/prewarm", ""
+    with pytest.raises(UsageError) as caught:
+        SharedLedger.connect(url + more, Site("east", {}, ""), {})
+    assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.text
+
+
+def test_connect_to_a_server_that_only_reads_is_not_reached_but_read(
+    postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a standby does while nobody has promoted it."""
+    host(url, "east").close()
+    monkeypatch.setattr(postgresql, "FIRST_PATIENCE", 0.0)
+    name = url.partition("@/")[2].partition("?")[0]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only TO on", url=url)
+    with host(url, "east") as ledger:
+        assert ledger.lost is not None
+        assert ledger.lost.code == "state-unreachable"
+        assert "read-only" in ledger.lost.text
+    with read(url, Site("east", {}, ""), {}) as reading:
+        assert reading.runs(1) == ()
+
+
 # The session
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_whoever_waited_counts_what_was_reserved_meanwhile(
+    postgres: Postgres, url: str, isolation: str
+) -> None:
+    """Whatever the server's default is: a snapshot taken before the wait would not show it."""
+    name = url.partition("@/")[2].partition("?")[0]
+    postgres.sql(
+        f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'", url=url
+    )
+    answers: list[Reservation | Refusal] = []
+    with host(url, "east") as east, host(url, "west") as west:
+
+        def reserve(ledger: SharedLedger) -> None:
+            answers.append(
+                ledger.reserve("r", "docker.io", "acme", "x", "d", 1, 1, Window(1), now())
+            )
+
+        waiting = threading.Thread(target=reserve, args=(west,))
+        with east._transaction(alone="pulls from docker.io"):
+            reserve(east)
+            waiting.start()
+            held_up = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            wait_until(lambda: bool(postgres.sql(held_up, url=url)))
+        waiting.join()
+    assert [type(answer) for answer in answers] == [Reservation, Refusal]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_transaction_that_slept_until_the_server_ended_it_is_done_again(
+    postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """As of a host that is suspended, in the middle or before the commit."""
+    setting = "idle_in_transaction_session_timeout"
+    monkeypatch.setitem(postgresql._SESSION, setting, "50ms")
+    tries: list[None] = []
+    with host(url, "east") as east:
+
+        def note() -> None:
+            east.note_public("docker.io", "x", True, now())
+            tries.append(None)
+            if len(tries) == 1:
+                wait_until(lambda: not postgres.sql(SESSIONS, url=url))
+            if not last:
+                east.note_public("docker.io", "y", True, now())
+
+        east.together(note)
+        assert len(tries) == 2
+        assert east.is_public("docker.io", "x", 0.0)
+        assert east.lost is None
 
 
 def test_what_must_last_is_on_disk_when_it_is_committed(postgres: Postgres, url: str) -> None:
