@@ -1239,7 +1239,8 @@ class Ledger(Uses):
         Coverage and the moves of tags are kept for SERIES_SECONDS. Pulls go by ledger time: a wall
         clock that was set forward frees no budget.
         """
-        with self._transaction():
+        # What two of one host find at once must not count twice in the totals.
+        with self._transaction(alone="tidy"):
             host = {"host": self._host}
             pulls_before = host | {"before": self._note_moment(now) - keep}
             self._database.execute(
@@ -1316,8 +1317,14 @@ def copy_state(source: Database, target: Database, site: Site) -> None:
     _refuse_newer(source, version)
     migrate(target, version)
     for table in sorted(target.tables() - {"schema_version"}):
-        part = "WHERE demand = :demand" if table in DEMAND_TABLES and version >= 10 else ""
-        found = source.execute(f"SELECT * FROM {table} {part}", {"demand": site.demand})
+        part = ""
+        if version >= 10 and table in DEMAND_TABLES:
+            part = "WHERE demand = :demand"
+        elif version >= 10 and table == "runs":
+            part = "WHERE host = :host"
+        found = source.execute(
+            f"SELECT * FROM {table} {part}", {"demand": site.demand, "host": site.host}
+        )
         columns = [column[0] for column in found.description or ()]
         names = ", ".join(columns)
         values = ", ".join(f":{column}" for column in columns)

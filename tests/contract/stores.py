@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from prewarm.budget import Moment, Spend
 from prewarm.clock import now as host_clock
+from prewarm.database import Rows
 from prewarm.ledger import Ledger, migrate
 from prewarm.postgresql import PostgresqlDatabase
 from prewarm.shared import SharedLedger
@@ -96,9 +97,9 @@ class TimedLedger(Ledger):
         return super().spends(registry, account, now, seconds)
 
 
-def sql(ledger: Ledger, statement: str, **values: Any) -> None:
+def sql(ledger: Ledger, statement: str, **values: Any) -> Rows:
     """Run a statement in the ledger's database, by the ledger's own connection."""
-    ledger._database.execute(statement, values)
+    return ledger._database.execute(statement, values)
 
 
 _DATABASES: list[PostgresqlStore] = []

@@ -177,6 +177,26 @@ def test_coverage_and_runs_and_totals_and_notices_are_each_hosts_own(
     assert west.totals().pulls == 5
 
 
+def test_totals_count_once_what_two_of_one_host_tidy_at_once(
+    postgres: Postgres, url: str, east: SharedLedger
+) -> None:
+    step = east.reserve("r", "docker.io", "acme", "x", "d", 3, 1, Window(9), now())
+    assert isinstance(step, Reservation)
+    east.settle(step, 3, 1, "spent", now())
+    later = replace(now(), wall=now().wall + 10)
+    with host(url, "east") as other:
+        tidying = threading.Thread(target=other.tidy, args=(-60, later))
+        with east._transaction(alone="tidy"):
+            east.tidy(-60, later)
+            tidying.start()
+            wait_until(
+                lambda: bool(postgres.sql("SELECT 1 FROM pg_locks WHERE NOT granted", url=url))
+            )
+        tidying.join()
+    assert sql(east, "SELECT * FROM pulls").fetchall() == []
+    assert east.totals().pulls == 3
+
+
 # Demand
 
 
@@ -384,6 +404,9 @@ def test_look_is_a_copy_with_the_servers_clock_and_read_is_not(
     step = east.reserve("r", "docker.io", "acme", "x", "d", 4, 4, Window(9), now())
     assert isinstance(step, Reservation)
     east.settle(step, 4, 4, "spent", now())
+    east.start_run(now())
+    with host(url, "west") as west:
+        west.start_run(now())
     site = site_of(settings(LOCAL, COMMON), "east")
     with look(url, site, {}) as copy, read(url, site, {}) as live:
         for ledger in (copy, live):
@@ -392,11 +415,13 @@ def test_look_is_a_copy_with_the_servers_clock_and_read_is_not(
             (spend,) = ledger.spends("docker.io", "acme", now(), 60)
             assert spend.pulls == 4
             assert 0 <= spend.age < 60
+        assert copy.runs(9) == live.runs(9)
+        assert sql(copy, "SELECT COUNT(*) FROM runs").fetchone() == (1,)
         copy.forget_written(LOCAL, ALPINE)
         copy.start_run(now())
         assert jobs(copy) == [3]
         assert len(live.written(LOCAL)) == 1
-        assert live.runs(1) == ()
+        assert len(live.runs(9)) == 1
 
 
 def test_look_at_a_database_without_tables_makes_none(postgres: Postgres, url: str) -> None:
