@@ -8,6 +8,7 @@ written by one that has lost them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -138,6 +139,15 @@ class PostgresqlDatabase:
     def within(self) -> bool:
         """Whether the thread that asks has a transaction under way."""
         return self._inside == threading.get_ident()
+
+    @contextmanager
+    def pipelined(self) -> Iterator[None]:
+        """Run the body, which writes in a transaction, without a wait for each of its answers."""
+        assert self._connection is not None
+        # psycopg would warn of what the first error, which we raise, brings with it.
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+        with self._failing(), self._connection.pipeline():
+            yield
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -82,10 +82,11 @@ class SharedLedger(Ledger):
         return tuple(self.lock(f"mirror {name}", f"mirror {names[name]}") for name in sorted(names))
 
     def together(self, work: Callable[[], None]) -> None:
-        if self.lost is not None:
+        server = self.server()
+        if server is None:
             work()
             return
-        with self._transaction():
+        with server.transaction(), server.pipelined():
             work()
 
     def manifest(self, digest: str) -> Manifest | None:

@@ -17,6 +17,7 @@ import pytest
 from prewarm import postgresql
 from prewarm.budget import Window
 from prewarm.clock import now
+from prewarm.database import LostError
 from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import MIGRATIONS, Ledger, Refusal, Reservation, Told
@@ -634,27 +635,50 @@ def test_whoever_waited_counts_what_was_reserved_meanwhile(
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_transaction_that_slept_until_the_server_ended_it_is_done_again(
+def test_a_transaction_that_the_server_ended_while_its_host_slept_may_be_done_again(
     postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
-    """As of a host that is suspended, in the middle or before the commit."""
-    setting = "idle_in_transaction_session_timeout"
-    monkeypatch.setitem(postgresql._SESSION, setting, "50ms")
-    tries: list[None] = []
-    with host(url, "east") as east:
+    monkeypatch.setitem(postgresql._SESSION, "idle_in_transaction_session_timeout", "50ms")
 
-        def note() -> None:
-            east.note_public("docker.io", "x", True, now())
-            tries.append(None)
-            if len(tries) == 1:
-                wait_until(lambda: not postgres.sql(SESSIONS, url=url))
+    def sleep(database: PostgresqlDatabase) -> None:
+        with database.transaction():
+            wait_until(lambda: not postgres.sql(SESSIONS, url=url))
             if not last:
-                east.note_public("docker.io", "y", True, now())
+                database.execute("SELECT 1")
 
-        east.together(note)
-        assert len(tries) == 2
-        assert east.is_public("docker.io", "x", 0.0)
-        assert east.lost is None
+    with closing(PostgresqlDatabase(url, {}, host="east")) as database:
+        with pytest.raises(LostError):
+            sleep(database)
+        assert database.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_together_is_done_again_where_two_hosts_waited_for_each_other(
+    east: SharedLedger, west: SharedLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is sent without a wait for its answer learns of that late."""
+    both_have_one = threading.Barrier(2, timeout=20)
+    tries: list[str] = []
+
+    def note(ledger: SharedLedger, first: str, second: str) -> None:
+        def work() -> None:
+            tries.append(first)
+            ledger.note_public("r", first, True, now())
+            assert ledger.is_public("r", first, 0.0)
+            if tries.count(first) == 1:
+                both_have_one.wait()
+            ledger.note_public("r", second, True, now())
+            for number in range(9):
+                ledger.note_public("r", f"{first}{number}", True, now())
+
+        ledger.together(work)
+
+    other = threading.Thread(target=note, args=(west, "b", "a"))
+    other.start()
+    note(east, "a", "b")
+    other.join()
+    assert len(tries) == 3
+    assert all(east.is_public("r", name, 0.0) for name in ("a", "b", "a8", "b8"))
+    assert caplog.messages == []
 
 
 def test_what_must_last_is_on_disk_when_it_is_committed(postgres: Postgres, url: str) -> None:
