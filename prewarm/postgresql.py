@@ -41,6 +41,8 @@ _SESSION: Final = {
     "tcp_keepalives_idle": "20",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
+    # Also one that died before it took an answer, when no keepalive is sent.
+    "tcp_user_timeout": "50s",
     # One that hangs within a transaction holds up the others no longer than this.
     "idle_in_transaction_session_timeout": "20s",
     "lock_timeout": "60s",

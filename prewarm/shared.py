@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from prewarm.budget import Moment
 from prewarm.clock import now as host_clock
 from prewarm.database import Database, DoubtError, LostError, UnreachableError
+from prewarm.errors import UsageError
 from prewarm.ledger import Ledger, Refusal, Reservation, copy_state, is_current, migrate, version_of
 from prewarm.manifest import Manifest
 from prewarm.postgresql import PostgresqlDatabase
@@ -26,6 +27,8 @@ from prewarm.state import Lock
 
 log = logging.getLogger("prewarm")
 
+_CLOCKS_APART: Final = 86400.0
+"""Seconds between the clocks of a host and its server beyond which the host may not write."""
 _TRIES: Final = 5
 """Of a transaction that the server undid, or that a lost connection ended."""
 
@@ -42,7 +45,7 @@ class SharedLedger(Ledger):
         """Open the state, and bring its schema up to date.
 
         A server that cannot be reached is what `lost` tells. UsageError for a state of a newer
-        prewarm or of another program, and where psycopg is missing.
+        prewarm or of another program, where psycopg is missing, and for a clock that is far off.
         """
         try:
             database = PostgresqlDatabase(url, environ, host=site.host, writing=True)
@@ -51,6 +54,7 @@ class SharedLedger(Ledger):
             found.do_without(error)
             return found
         try:
+            _check_clock(database)
             migrate(database)
         except BaseException:
             database.close()
@@ -232,6 +236,21 @@ class _Elapsed:
 
     def at(self, moment: Moment) -> float:
         return self.now() - host_clock().since(moment)
+
+
+def _check_clock(database: PostgresqlDatabase) -> None:
+    """Raise UsageError where this host's day is another one than the server's.
+
+    What is old goes by the host that tidies: it would forget what all the others still need.
+    """
+    ahead = host_clock().wall - database.now()
+    if abs(ahead) > _CLOCKS_APART:
+        side = "ahead of" if ahead > 0 else "behind"
+        raise UsageError(
+            "clock",
+            f"{database.name}: this host's clock is {abs(ahead) / 3600:.0f} h {side} the server's",
+            "set the clock that is wrong: timedatectl set-ntp true",
+        )
 
 
 def _in_memory(name: str) -> SqliteDatabase:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prewarm import postgresql
+from prewarm import postgresql, shared
 from prewarm.budget import Window
 from prewarm.clock import now
 from prewarm.database import LostError
@@ -604,6 +604,21 @@ def test_connect_to_a_server_that_only_reads_is_not_reached_but_read(
         assert reading.runs(1) == ()
 
 
+@pytest.mark.parametrize(("hours", "told"), [(30, "30 h ahead of"), (-800, "800 h behind")])
+def test_connect_with_a_clock_that_is_far_off_is_refused(
+    url: str, east: SharedLedger, monkeypatch: pytest.MonkeyPatch, hours: int, told: str
+) -> None:
+    """It would forget, as too old, what the other hosts need."""
+    right = now()
+    monkeypatch.setattr(
+        shared, "host_clock", lambda: replace(right, wall=right.wall + hours * 3600)
+    )
+    with pytest.raises(UsageError) as caught:
+        host(url, "west")
+    assert (caught.value.code, caught.value.exit_code) == ("clock", 2)
+    assert told in caught.value.text
+
+
 # The session
 
 
@@ -712,9 +727,9 @@ def test_a_session_over_the_network_is_noticed_when_its_host_dies(
     with closing(PostgresqlDatabase(postgres.network_url(name, "distant"), environ)) as far:
         shown = [
             far.execute(f"SHOW {setting}").fetchone()
-            for setting in ("tcp_keepalives_idle", "tcp_keepalives_interval")
+            for setting in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_user_timeout")
         ]
-        assert shown == [("20",), ("10",)]
+        assert shown == [("20",), ("10",), ("50000",)]
 
 
 # Values
