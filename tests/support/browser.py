@@ -145,7 +145,7 @@ def chromium() -> Iterator[Tab]:
                 stdout=log,
                 stderr=log,
                 pass_fds=(to_it, from_it),
-                env={"PATH": os.environ["PATH"], "HOME": home, "LANG": "C.UTF-8"},
+                env={"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"},
                 start_new_session=True,
             )
         os.close(to_it)
