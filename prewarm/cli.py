@@ -113,6 +113,8 @@ class _Command(click.Command):
                 self.params.append(again)
 
 
+_COMPLETION: Final = "_PREWARM_COMPLETE"
+"""By this variable a shell asks click for its script, and at each Tab for words."""
 _GLOBAL: Final = frozenset(field.name for field in fields(Global))
 cli.command_class = _Command
 
@@ -960,7 +962,9 @@ def main() -> NoReturn:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # by nohup
         signal.signal(number, _stop)
-    code = _guarded(lambda: cli.main(standalone_mode=False, prog_name="prewarm"))
+    code = _guarded(
+        lambda: cli.main(standalone_mode=False, prog_name="prewarm", complete_var=_COMPLETION)
+    )
     sys.exit(_told(output, code))
 
 
@@ -1008,7 +1012,9 @@ def _guarded(command: Callable[[], object]) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except (Exception, SystemExit):  # click makes the latter of any EPIPE
+    except (Exception, SystemExit) as error:  # click makes the latter of any EPIPE
+        if _COMPLETION in os.environ and isinstance(error, SystemExit):  # and so ends these
+            return UsageError.exit_code if error.code else 0
         log.exception("this is a bug of prewarm %s; %s", __version__, _ISSUES)
         code = _BUG
     if _signalled:

@@ -165,6 +165,38 @@ def test_version_is_the_package_s(tmp_path: Path) -> None:
     assert (finished.returncode, finished.stdout) == (0, f"prewarm {__version__}\n")
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_has_a_script_for_the_shell(tmp_path: Path, shell: str) -> None:
+    finished = run_prewarm([], tmp_path, env={"_PREWARM_COMPLETE": f"{shell}_source"})
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert f"_PREWARM_COMPLETE={shell}_complete" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["sy"], ["sync"]),
+        (["sync", "--dry"], ["--dry-run"]),
+        (["client-config", "docker"], ["dockerd", "docker-machine"]),
+        (["explain", "go"], []),
+    ],
+)
+def test_completion_offers_words(tmp_path: Path, typed: list[str], words: list[str]) -> None:
+    asked = {
+        "_PREWARM_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["prewarm", *typed]),
+        "COMP_CWORD": str(len(typed)),
+    }
+    finished = run_prewarm([], tmp_path, env=asked)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.split() == [f"plain,{word}" for word in words]
+
+
+def test_completion_for_a_shell_that_nobody_knows_is_wrong_usage(tmp_path: Path) -> None:
+    finished = run_prewarm([], tmp_path, env={"_PREWARM_COMPLETE": "csh_source"})
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", "")
+
+
 @pytest.mark.parametrize(
     "args",
     [
