@@ -414,6 +414,8 @@ def _scan_file(file: Path, root: str | None) -> Scan:
     from prewarm.findings import of_file, without_image
     from prewarm.words import printable
 
+    if root is not None and not Path(root).is_dir():
+        raise UsageError("usage", f"--root {root}: no such folder", "name the repository's root")
     evaluation = evaluate_file(file, Path(root) if root is not None else find_root(file))
     if evaluation.bare:
         log.info("%s", printable(without_image(evaluation.bare)))

@@ -198,6 +198,7 @@ def test_scan_of_an_unknown_group_exits_1_and_does_the_rest(site: Gitlab, tmp_pa
     [
         (["--file", "x.yml", "--project", "a/b"], "exclude each other"),
         (["--root", "."], "name the file"),
+        (["--file", "images.yml", "--root", "nowhere"], "--root nowhere: no such folder"),
         (["--file", "none.yml"], "no such file"),
     ],
 )
