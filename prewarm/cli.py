@@ -82,7 +82,7 @@ _global = click.make_pass_decorator(Global)
     metavar="PATH",
     help="The configuration (default: $PREWARM_CONFIG, ./images.yml, /etc/prewarm/images.yml).",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log what is asked and done.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each request, and tell more.")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only, show no progress.")
 @click.option(
     "--log-format",
@@ -107,10 +107,13 @@ class _Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for option in cli.params:
-            if isinstance(option, click.Option) and option.name in _GLOBAL:
-                again = copy(option)
-                again.hidden, again.expose_value, again.callback = True, False, _asked_again
-                self.params.append(again)
+            if not isinstance(option, click.Option) or option.name not in {*_GLOBAL, "version"}:
+                continue
+            again = copy(option)
+            again.hidden = True
+            if option.name in _GLOBAL:
+                again.expose_value, again.callback = False, _asked_again
+            self.params.append(again)
 
 
 _COMPLETION: Final = "_PREWARM_COMPLETE"

@@ -8,6 +8,7 @@ interrupted, knows nothing of the other threads, and trusts whatever `Retry-Afte
 from __future__ import annotations
 
 import json
+import logging
 import re
 import ssl
 import threading
@@ -26,6 +27,9 @@ from prewarm.errors import PrewarmError
 from prewarm.headers import http_date
 from prewarm.proxies import is_loopback, proxy_for
 from prewarm.settings import Gitlab
+from prewarm.words import url_words
+
+log = logging.getLogger("prewarm")
 
 AT_ONCE: Final = 8
 """Requests at once, in all."""
@@ -442,7 +446,9 @@ class _Session(requests.Session):
         self._pace.count()
         if _origin(request.url or "") != self._origin:
             request.headers.pop("PRIVATE-TOKEN", None)
-        return super().send(request, **options)
+        response = super().send(request, **options)
+        log.debug("%s %s: %d", request.method, url_words(request.url or ""), response.status_code)
+        return response
 
 
 def _following(

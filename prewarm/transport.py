@@ -38,6 +38,9 @@ from prewarm import __version__
 from prewarm.errors import RegistryError, UsageError
 from prewarm.proxies import proxy_for
 from prewarm.refusals import Role, role_code
+from prewarm.words import url_words
+
+log = logging.getLogger("prewarm")
 
 # At its lower levels urllib3 logs whole URLs, and a signed URL is a secret.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -107,7 +110,7 @@ class Transport:
         connect, read = self._timeouts
         with self.failures(url, where):
             self._wires.check()
-            return self._pool(url, streamed).request(
+            response = self._pool(url, streamed).request(
                 method,
                 url,
                 body=body,
@@ -120,6 +123,8 @@ class Transport:
                     connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
                 ),
             )
+        log.debug("%s %s: %d", method, url_words(url), response.status)
+        return response
 
     def failures(self, url: str, where: str) -> Failures:
         """Return a context in which urllib3's exceptions become RegistryErrors."""

@@ -19,6 +19,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def url_words(url: str) -> str:
+    """Return a URL for the log: without its user and its query, which may hold secrets."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return printable(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}")
+
+
 def size_words(size: float) -> str:
     """Return a size of so many bytes in the largest binary unit that it fills: `1.5 MiB`."""
     words = f"{size:.0f} B"

@@ -260,8 +260,10 @@ def test_global_options_after_the_command_mean_the_same(host: Host, box: Sandbox
     host.configure(["app:1"])
     before = host.run("-v", "sync", "--dry-run")
     assert "rank 1: pinned at" in before.stdout
+    assert re.search(r"^HEAD http\S+/v2/library/app/manifests/1: 200$", before.stderr, re.MULTILINE)
     assert host.run("sync", "--dry-run", "-v").stdout == before.stdout
     assert "rank" not in host.run("sync", "--dry-run").stdout
+    assert host.run("sync", "--version").stdout == host.run("--version").stdout
     other = host.run("check", "--config", str(host.folder / "none.yml"))
     assert (other.returncode, "none.yml" in other.stderr) == (2, True)
 

@@ -1,4 +1,4 @@
-"""Sizes and durations as people read them."""
+"""Sizes, durations and URLs as people read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prewarm.schema import parse_duration
-from prewarm.words import duration_words, size_words
+from prewarm.words import duration_words, size_words, url_words
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,20 @@ def test_duration_words_of_whole_seconds_are_exact_in_the_file(seconds: int) -> 
     words = duration_words(seconds)
     assert re.fullmatch(r"[0-9]+[smhd]", words)
     assert parse_duration(words) == seconds
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://hub.example.org/v2/a/manifests/1", "https://hub.example.org/v2/a/manifests/1"),
+        ("https://cdn.example.org/blob?Signature=secret#x", "https://cdn.example.org/blob"),
+        ("http://acme:secret@127.0.0.1:5000/v2/?n=1", "http://127.0.0.1:5000/v2/"),
+        ("https://acme:secret@hub.example.org", "https://hub.example.org"),
+        (
+            "https://hub.example.org/a@b/\x1b[0m",
+            "https://hub.example.org/a@b/\N{REPLACEMENT CHARACTER}[0m",
+        ),
+    ],
+)
+def test_url_words_hold_no_secret_and_no_control_character(url: str, words: str) -> None:
+    assert url_words(url) == words
