@@ -352,9 +352,6 @@ class _Purse:
         quota = self._quota
         if price.known_gets == 0:
             return None
-        if self.larger(price):
-            # It comes in parts: one child would do, with the index.
-            price = Cost(1, 2)
         if quota.closed is not None:
             return quota.closed.code, quota.closed.text
         if self._pulls is not None and price.known_pulls > self._pulls:
@@ -504,11 +501,10 @@ def _decide(
         if seen.failure.code in LATER:
             return Defer(want, seen, None, seen.failure.code, seen.failure.text)
         return Fail(want, seen, seen.failure)
-    if not (open_targets := seen.open_targets):
+    if not seen.open_targets:
         if all(holding.failure for holding in seen.targets):
             return Fail(want, seen, _first_failure(seen.targets))
         return Fresh(want, seen) if seen.checked is None else Fresh(want, seen, reason=_QUIET)
-    code, reason = _why(open_targets, seen.key)
     # A sibling of one that waits, or comes in parts, may need less and go alone.
     if same.bring(want, seen):
         assert same.by is not None
@@ -523,16 +519,21 @@ def _decide(
             "pulls-per-image",
             f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
         )
-    if purse.larger(price) and (part := purse.part(want, metered=seen.metered)) > 0:
-        purse.pay(want, Cost(part, part + 1))
-        return Copy(want, seen, price, code, f"{reason}; larger than a window, so in parts", part)
-    if (refused := purse.refusal(want, price, metered=seen.metered)) is not None:
+    asked = price
+    if purse.larger(price):
+        if (part := purse.part(want, metered=seen.metered)) > 0:
+            purse.pay(want, Cost(part, part + 1))
+            code, reason = _why(seen)
+            reason = f"{reason}; larger than a window, so in parts"
+            return Copy(want, seen, price, code, reason, part)
+        asked = Cost(1, 2)  # one child would do, with the index
+    if (refused := purse.refusal(want, asked, metered=seen.metered)) is not None:
         why_not, words = refused
         if first is not None and first.code == why_not:
             words = f"with {first.want.reference.familiar}"
         return _Waiting(want, seen, price, why_not, words, first)
     purse.pay(want, price if seen.metered else replace(price, gets=0))
-    return Copy(want, seen, price, code, reason)
+    return Copy(want, seen, price, *_why(seen))
 
 
 def _first_failure(holdings: Iterable[Holding]) -> Failure:
@@ -542,10 +543,10 @@ def _first_failure(holdings: Iterable[Holding]) -> Failure:
     return Failure("no-mirror", "no mirror is to be filled", "add one under mirrors:")
 
 
-def _why(open_targets: Iterable[Holding], digest: str | None) -> tuple[str, str]:
+def _why(seen: Seen) -> tuple[str, str]:
     why = _MISSING
-    for holding in open_targets:
-        moved = holding.through and holding.digest not in {None, digest}
+    for holding in seen.open_targets:
+        moved = holding.through and holding.digest not in {None, seen.key}
         if holding.state == "stale" or moved:
             return _STALE
         if holding.expired:
@@ -577,7 +578,7 @@ class _Calendar:
     def __init__(self, quotas: Mapping[str, Quota], share: int) -> None:
         self._quotas = quotas
         self._share = share
-        self._registries: dict[str, Forecast] = {}
+        self._registries: dict[str, tuple[Forecast, int]] = {}
         self._projects: dict[tuple[str, str], Forecast] = {}
 
     def place(self, want: Want, pulls: int) -> float | None:
@@ -586,15 +587,18 @@ class _Calendar:
         An image larger than an empty window comes in parts: the time is that of the first.
         """
         registry, project = want.reference.registry, want.only_project
-        quota = self._quotas.get(registry, _UNLIMITED)
-        if (capacity := quota.window.capacity) is None:
-            return 0.0
-        if (forecast := self._registries.get(registry)) is None:
-            forecast = self._registries[registry] = Forecast(quota.spends, quota.window)
-        fitting = min(pulls, max(1, capacity))
+        if (known := self._registries.get(registry)) is None:
+            window = self._quotas.get(registry, _UNLIMITED).window
+            if window.capacity is None:
+                return 0.0
+            forecast = Forecast(self._quotas[registry].spends, window)
+            known = self._registries[registry] = forecast, max(1, window.capacity)
+        forecast, capacity = known
+        fitting = min(pulls, capacity)
         if project is None:
             return forecast.place(fitting)
         if (own := self._projects.get((registry, project))) is None:
+            quota = self._quotas[registry]
             spends = [spend for spend in quota.spends if spend.project == project]
             own = Forecast(spends, Window(self._share, quota.window.seconds))
             self._projects[registry, project] = own
