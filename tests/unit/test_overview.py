@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,26 +9,19 @@ from typing import Any
 
 import pytest
 
-from prewarm.budget import Limit, Moment, Window
 from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import Ledger, Reservation
+from prewarm.ledger import Ledger
 from prewarm.overview import Overview, overview_of
-from prewarm.plan import Quota
-from prewarm.report import Report, to_json
 from prewarm.settings import Allowance, Gitlab, Mirror, Settings, Upstream
 from prewarm.status import status_of
 from prewarm.usage import Row
+from tests.support.past import WALL, finish, moment, spend
 from tests.support.weeks import FAR, NEAR, SETTINGS, fill
 
-WALL = 1_800_000_000.0  # 08:00 UTC
 HOUR = 3600.0
 STATE = Path("/var/lib/prewarm/prewarm.db")
 A, B, C = (f"docker.io/library/{name}:1" for name in "abc")
 PLAIN = Settings(None, mirrors=(Mirror(NEAR, NEAR),))
-
-
-def moment(seconds: float = 0.0) -> Moment:
-    return Moment(WALL + seconds, "boot", 1e7 + seconds)
 
 
 @pytest.fixture
@@ -48,24 +40,6 @@ def image(name: str, action: str = "fresh", **more: Any) -> dict[str, Any]:
 
 def problem(severity: str, where: str) -> dict[str, str]:
     return {"severity": severity, "code": "c", "where": where, "problem": "p", "cure": "do"}
-
-
-def finish(ledger: Ledger, at: float, *, whole: bool = True, **fields: Any) -> str:
-    run = ledger.start_run(moment(at - 1))
-    quota = Quota("acme", Window(10, 21600, 2), "written", (), Limit(100, 21600, 76, "acme"))
-    report = Report(run, False, WALL + at - 1, WALL + at, {"docker.io": quota}, (), ())
-    document = {**to_json(report), **fields}
-    ledger.finish_run(run, 0, json.dumps(document), moment(at), whole=whole)
-    return run
-
-
-def spend(ledger: Ledger, at: float, pulls: int, *, settled: bool = True) -> None:
-    got = ledger.reserve(
-        "run", "docker.io", "acme", "library/x", "sha256:x", pulls, pulls, Window(None), moment(at)
-    )
-    assert isinstance(got, Reservation)
-    if settled:
-        ledger.settle(got, pulls, pulls, "spent", moment(at))
 
 
 def test_overview_of_an_empty_state_is_whole(ledger: Ledger) -> None:

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from prewarm.budget import Limit, Moment, Window
 from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import Ledger, Reservation
-from prewarm.plan import Quota
-from prewarm.report import Report, to_json
+from prewarm.ledger import Ledger
 from prewarm.settings import (
     DOCKER_HUB,
     DOCKER_HUB_ENDPOINT,
@@ -25,8 +22,8 @@ from prewarm.settings import (
     Upstream,
 )
 from prewarm.status import status_of
+from tests.support.past import WALL, finish, moment, spend
 
-WALL = 1_800_000_000.0
 HOURS_6 = 6 * 3600
 NEAR, FAR, SOURCE = "http://127.0.0.1:5000", "https://far.example.org", "https://source.org"
 STATE = Path("/var/lib/prewarm/prewarm.db")
@@ -34,10 +31,6 @@ SETTINGS = Settings(
     Path("/etc/prewarm/images.yml"),
     mirrors=(Mirror(NEAR, NEAR), Mirror(FAR, FAR), Mirror(SOURCE, SOURCE, role="source")),
 )
-
-
-def moment(seconds: float = 0.0) -> Moment:
-    return Moment(WALL + seconds, "boot", 1000.0 + seconds)
 
 
 @pytest.fixture
@@ -49,28 +42,6 @@ def ledger() -> Iterator[Ledger]:
 def status(ledger: Ledger, at: float = 100.0, settings: Settings = SETTINGS) -> dict[str, Any]:
     document = status_of(settings, ledger, moment(at), STATE).document
     return dict(json.loads(json.dumps(document)))
-
-
-def finish(ledger: Ledger, at: float, **fields: Any) -> str:
-    """Record a run that ended `at` with that report."""
-    run = ledger.start_run(moment(at - 1))
-    quota = Quota("acme", Window(10, HOURS_6, 2), "reported by docker.io", (), fields.pop("limit"))
-    report = Report(run, False, WALL + at - 1, WALL + at, {"docker.io": quota}, (), ())
-    document = {**to_json(report), **fields}
-    ledger.finish_run(run, 0, json.dumps(document), moment(at))
-    return run
-
-
-LIMIT = Limit(100, HOURS_6, 76, "acme")
-
-
-def spend(ledger: Ledger, at: float, pulls: int, *, settled: bool = True) -> None:
-    got = ledger.reserve(
-        "run", "docker.io", "acme", "library/x", "sha256:x", pulls, pulls, Window(None), moment(at)
-    )
-    assert isinstance(got, Reservation)
-    if settled:
-        ledger.settle(got, pulls, pulls, "spent", moment(at))
 
 
 def test_status_of_an_empty_state_is_whole(ledger: Ledger) -> None:
@@ -110,8 +81,8 @@ def test_status_of_a_run_that_never_ended_has_no_last_sync(ledger: Ledger) -> No
 
 
 def test_status_tells_the_last_run_that_ended(ledger: Ledger) -> None:
-    finish(ledger, 10, limit=LIMIT)
-    run = finish(ledger, 20, limit=LIMIT, problems=[{"where": FAR, "code": "mirror-full"}])
+    finish(ledger, 10)
+    run = finish(ledger, 20, problems=[{"where": FAR, "code": "mirror-full"}])
     ledger.start_run(moment(30))
     told = status(ledger)
     last = told["last_sync"]
@@ -128,7 +99,7 @@ def test_status_tells_the_last_run_that_ended(ledger: Ledger) -> None:
 def test_status_budget_is_that_of_the_last_run_with_what_the_ledger_holds_now(
     ledger: Ledger,
 ) -> None:
-    finish(ledger, 10, limit=LIMIT)
+    finish(ledger, 10)
     spend(ledger, 20, 3)
     spend(ledger, 50, 2, settled=False)
     budget = status(ledger, 100)["budgets"]["docker.io"]
