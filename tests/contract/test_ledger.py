@@ -40,6 +40,7 @@ from prewarm.ledger import (
 from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
 from tests.contract.stores import PostgresqlStore, SqliteStore, Store, new_database, opened, sql
 from tests.support.postgres import Postgres
+from tests.support.threads import failures_at_once
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3600
@@ -691,20 +692,8 @@ def test_recover_after_kill_nine_leaves_the_row_spent(store: Store) -> None:
 
 
 def test_open_at_once_by_many_makes_one_state(tmp_path: Path) -> None:
-    path, failures = tmp_path / "prewarm.db", []
-
-    def open_it() -> None:
-        try:
-            Ledger.open(path).close()
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=open_it) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    path = tmp_path / "prewarm.db"
+    assert failures_at_once(lambda: Ledger.open(path).close()) == []
     assert _versions(path) == [number for number, _ in MIGRATIONS]
 
 

@@ -31,6 +31,7 @@ from prewarm.usage import Row
 from prewarm.uses import PastScan
 from tests.contract.stores import sql
 from tests.support.postgres import Postgres
+from tests.support.threads import failures_at_once
 
 ROOT = Path(__file__).parents[2]
 LOCAL, COMMON = "http://127.0.0.1:5000", "https://mirror.example.org"
@@ -437,20 +438,7 @@ def test_look_at_a_database_without_tables_makes_none(postgres: Postgres, url: s
 
 
 def test_connect_at_once_by_many_makes_one_schema(postgres: Postgres, url: str) -> None:
-    failures: list[BaseException] = []
-
-    def open_it() -> None:
-        try:
-            host(url, "east").close()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=open_it) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert failures_at_once(lambda: host(url, "east").close()) == []
     found = postgres.sql("SELECT version FROM schema_version ORDER BY version", url=url)
     assert found == [(number,) for number, _ in MIGRATIONS]
 
