@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import random
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ _CLOCKS_APART: Final = 86400.0
 """Seconds between the clocks of a host and its server beyond which the host may not write."""
 _TRIES: Final = 5
 """Of a transaction that the server undid, or that a lost connection ended."""
+_PAUSE: Final = (0.05, 0.3)
+"""Seconds before such a try, at random: two hosts that retried at once would collide again."""
 
 
 class SharedLedger(Ledger):
@@ -39,6 +44,7 @@ class SharedLedger(Ledger):
     def __init__(self, database: Database, site: Site) -> None:
         super().__init__(database, site)
         self._manifests: dict[str, Manifest] = {}
+        self._losing = threading.Lock()
 
     @classmethod
     def connect(cls, url: str, site: Site, environ: Mapping[str, str]) -> SharedLedger:
@@ -125,11 +131,14 @@ class SharedLedger(Ledger):
             super().release(*args, **more)
 
     def do_without(self, error: UnreachableError) -> None:
-        """Go on in memory, for as long as this ledger is open."""
-        log.warning("%s; nothing is pulled without it", error.text)
-        self.lost = error.failure
-        self._database.close()
-        self._database = _in_memory(self._database.name)
+        """Go on in memory, for as long as this ledger is open; only the first caller changes it."""
+        with self._losing:
+            if self.lost is not None:
+                return
+            log.warning("%s; nothing is pulled without it", error.text)
+            server, self._database = self._database, _in_memory(self._database.name)
+            self.lost = error.failure
+            server.close()
 
     def server(self) -> PostgresqlDatabase | None:
         """Return the database, while it can be reached."""
@@ -278,6 +287,7 @@ def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
                 server = self.server()
                 if not left or (server is not None and server.within):
                     raise
+                time.sleep(random.uniform(*_PAUSE))
             except DoubtError:
                 if method.__name__ in _ENDING:
                     return None
