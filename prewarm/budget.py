@@ -21,6 +21,15 @@ UNREACHABLE_PULLS: Final = 100
 """Taken where Docker Hub does not answer: its lowest limit, per 6 h (contract, 2)."""
 
 
+ANONYMOUS: Final = "anonymous"
+"""The account of pulls without a login while upstream has not reported an address."""
+
+
+def is_anonymous(account: str) -> bool:
+    """Whether this is the account of pulls without a login, from whatever address."""
+    return account == ANONYMOUS or account.startswith(f"{ANONYMOUS}@")
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A point in time, by two clocks: within one boot the boot clock tells, across boots the wall.
@@ -63,11 +72,18 @@ class Window:
     """None means no limit."""
     seconds: int = DEFAULT_WINDOW
     reserve: int = 0
+    every_address: bool = False
+    """Counts the pulls of all anonymous addresses together, as a written budget does."""
 
     @property
     def capacity(self) -> int | None:
         """The pulls that may be spent in any window; None means no limit."""
         return None if self.pulls is None else max(0, self.pulls - self.reserve)
+
+    def counted_account(self, account: str) -> str:
+        """Return the account whose pulls count in this window; `anonymous`: any address."""
+        any_address = self.every_address and is_anonymous(account)
+        return ANONYMOUS if any_address else account
 
     def without_reserve(self) -> Window:
         """Return the window with its reserve opened, in both currencies (`--use-reserve`)."""
@@ -273,7 +289,7 @@ def _window_for(
     reachable: bool,
 ) -> tuple[Window, str]:
     if isinstance(written, Allowance):
-        return Window(written.pulls, written.window, written.reserve), "written in images.yml"
+        return written_window(written), "written in images.yml"
     if written == "none":
         return NO_LIMIT, "no limit, as written in images.yml"
     if registry != DOCKER_HUB:
@@ -285,6 +301,11 @@ def _window_for(
         return NO_LIMIT, "no limit, docker.io reports none"
     assumed = Window(UNREACHABLE_PULLS, DEFAULT_WINDOW, UNREACHABLE_PULLS // 5)
     return assumed, "assumed, docker.io could not be asked"
+
+
+def written_window(written: Allowance) -> Window:
+    """Return the window of a budget that images.yml gives."""
+    return Window(written.pulls, written.window, written.reserve, every_address=True)
 
 
 def window_problem(

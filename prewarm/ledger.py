@@ -23,7 +23,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
-from prewarm.budget import Moment, Spend, Window, next_free, upstream_allows
+from prewarm.budget import (
+    ANONYMOUS,
+    Moment,
+    Spend,
+    Window,
+    is_anonymous,
+    next_free,
+    upstream_allows,
+)
 from prewarm.database import Database
 from prewarm.errors import Failure, UsageError
 from prewarm.manifest import Descriptor, Manifest
@@ -42,7 +50,8 @@ _ACCOUNT: Final = """(account = :account
     OR (account = 'anonymous' AND :account LIKE 'anonymous@%')
     OR (account LIKE 'anonymous@%' AND :account = 'anonymous'))"""
 """Rows of an account. Anonymous pulls count by the address that upstream reports; those of an
-address that it has not reported may be of any, so they count for each."""
+address that it has not reported may be of any, so they count for each. As `anonymous`, the rows of
+every address."""
 
 _WRITTEN: Final = """
     INSERT INTO written (mirror, image, repository, tag, digest, upstream_digest, platforms, bytes,
@@ -443,13 +452,18 @@ class Ledger(Uses):
 
         `reported` is what upstream says remains, and the moment before the HEAD that said so was
         sent. `project` alone uses the image, and may have `share` pulls of a window, or one image.
-        Nothing is charged where it is refused.
+        Nothing is charged where it is refused. A written budget holds for all anonymous addresses
+        together (`Window.every_address`).
         """
         with self._transaction(durable=True, alone=f"pulls from {registry}"):
             at = self._note_moment(now)
             if self._database.clock is not None:
                 self._abandon(at, at - STEP_SECONDS)
-            account_rows = {"registry": registry, "account": account, "own": ""}
+            account_rows = {
+                "registry": registry,
+                "account": window.counted_account(account),
+                "own": "",
+            }
             refusal = (
                 self._own_refusal(account_rows, pulls, window, at)
                 or self._share_refusal(account_rows, pulls, window, at, project, share)
@@ -503,7 +517,7 @@ class Ledger(Uses):
             held_pulls, held_gets = self._held(reservation)
             account_rows = {
                 "registry": reservation.registry,
-                "account": reservation.account,
+                "account": window.counted_account(reservation.account),
                 "own": reservation.id,
             }
             refusal = None
@@ -624,6 +638,9 @@ class Ledger(Uses):
         if reported is None or gets <= 0:
             return None
         left, head_sent = reported
+        if is_anonymous(account_rows["account"]):
+            # A GET may leave from another address than the HEAD did (NAT pool, IPv6).
+            account_rows = {**account_rows, "account": ANONYMOUS}
         in_flight, settled_since = self._database.execute(
             f"""SELECT CAST(COALESCE(SUM(CASE WHEN settled IS NULL THEN gets ELSE 0 END), 0)
                            AS BIGINT),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Protocol
 
-from prewarm.budget import Limit, Moment
+from prewarm.budget import ANONYMOUS, Limit, Moment
 from prewarm.caching import held, is_whole
 from prewarm.demand import Want
 from prewarm.errors import Failure, PrewarmError, RegistryError
@@ -99,7 +99,7 @@ class UpstreamSite:
         if self.account is not None:
             return self.account
         source = self.limit.source if self.limit else ""
-        return f"anonymous@{source}" if source else "anonymous"
+        return f"{ANONYMOUS}@{source}" if source else ANONYMOUS
 
     @property
     def reported(self) -> tuple[int, Moment] | None:

@@ -20,7 +20,7 @@ from prewarm.ledger import Ledger, Run
 from prewarm.reference import parse
 from prewarm.settings import Mirror, Settings
 from prewarm.state import StatePlace
-from prewarm.status import Status, status_of
+from prewarm.status import Status, status_of, window_of
 from prewarm.usage import UsedImage
 
 SPENT_DAYS: Final = 7
@@ -109,7 +109,7 @@ def overview_of(settings: Settings, ledger: Ledger, now: Moment, state: StatePla
         settings.gitlab.history if settings.gitlab else None,
         scan.finished if scan is not None else None,
         tuple(
-            _spending(ledger, registry, budget, now)
+            _spending(ledger, registry, budget, window_of(settings, registry, budget), now)
             for registry, budget in status.document["budgets"].items()
         ),
         _images(settings, status, told),
@@ -173,12 +173,14 @@ def _states(
     )
 
 
-def _spending(ledger: Ledger, registry: str, budget: Mapping[str, Any], now: Moment) -> Spending:
-    window = Window(budget["pulls"], budget["window_seconds"], budget["reserve"])
+def _spending(
+    ledger: Ledger, registry: str, budget: Mapping[str, Any], window: Window, now: Moment
+) -> Spending:
     days = max(SPENT_DAYS, math.ceil(4 * window.seconds / DAY))
     start = (now.wall // DAY - days) * DAY
     span = now.wall - start
-    spends = ledger.spends(registry, budget["account"], now, math.ceil(span) + window.seconds)
+    counted = window.counted_account(budget["account"])
+    spends = ledger.spends(registry, counted, now, math.ceil(span) + window.seconds)
     steps = tuple((now.wall - ago, pulls) for ago, pulls in loads(spends, window, span))
     return Spending(registry, start, steps, _days(spends, steps, now.wall))
 

@@ -289,9 +289,8 @@ class Purchasing:
             else f"needs {children} pulls, which the window does not have"
         )
         now = self._clock()
-        spends = self._ledger.spends(
-            upstream.settings.name, upstream.account_name, now, window.seconds
-        )
+        counted = window.counted_account(upstream.account_name)
+        spends = self._ledger.spends(upstream.settings.name, counted, now, window.seconds)
         wait = next_free(spends, window, 1 if at_hand else children)
         until = None if wait is None else now.wall + wait
         return Defer(image.want, image.seen, _exact(left), "budget", reason, until)

@@ -112,7 +112,8 @@ class Recall:
                 window = Window(told["pulls"], told["window_seconds"], told["reserve"])
                 source = told["source"]
             account = told["account"]
-            spends = session.ledger.spends(name, account, session.clock(), window.seconds)
+            counted = window.counted_account(account)
+            spends = session.ledger.spends(name, counted, session.clock(), window.seconds)
             quotas[name] = Quota(account, window, source, spends)
         return quotas
 

@@ -47,11 +47,11 @@ class Session:
         """Return what an upstream still gives."""
         window, source = self.window(upstream)
         now = self.clock()
-        spends = self.ledger.spends(
-            upstream.settings.name, upstream.account_name, now, window.seconds
-        )
+        account = upstream.account_name
+        counted = window.counted_account(account)
+        spends = self.ledger.spends(upstream.settings.name, counted, now, window.seconds)
         closed = upstream.closed or self.ledger.lost
-        return Quota(upstream.account_name, window, source, spends, upstream.limit, closed=closed)
+        return Quota(account, window, source, spends, upstream.limit, closed=closed)
 
     def quotas(self) -> dict[str, Quota]:
         return {name: self.quota(upstream) for name, upstream in self.edges.upstreams.items()}

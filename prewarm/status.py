@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prewarm.budget import Limit, Moment, Window
+from prewarm.budget import Limit, Moment, Window, written_window
 from prewarm.caching import standing
 from prewarm.coverage import (
     ALL_MIRRORS,
@@ -162,12 +162,9 @@ def _budgets(
     """The budgets of the last report, with what the ledger holds now."""
     budgets = {}
     for name, told in last.items():
-        pulls, seconds, reserve = told["pulls"], told["window_seconds"], told["reserve"]
-        window = Window(pulls, seconds, reserve)
-        written = next((u.budget for u in settings.registries if u.name == name), None)
-        if isinstance(written, Allowance):
-            window = Window(written.pulls, written.window, written.reserve)
-        spends = ledger.spends(name, told["account"], now, window.seconds)
+        window = window_of(settings, name, told)
+        counted = window.counted_account(told["account"])
+        spends = ledger.spends(name, counted, now, window.seconds)
         remaining = told["reported_remaining"]
         limit = None
         if remaining is not None:
@@ -175,6 +172,14 @@ def _budgets(
         quota = Quota(told["account"], window, told["source"], spends, limit)
         budgets[name] = budget_json(quota, now.wall)
     return budgets
+
+
+def window_of(settings: Settings, name: str, reported: Mapping[str, Any]) -> Window:
+    """Return the window of a registry: as images.yml gives it, else as the last report has it."""
+    written = next((one.budget for one in settings.registries if one.name == name), None)
+    if isinstance(written, Allowance):
+        return written_window(written)
+    return Window(reported["pulls"], reported["window_seconds"], reported["reserve"])
 
 
 def _last_sync(run: Run, report: dict[str, Any]) -> dict[str, Any]:

@@ -397,6 +397,7 @@ HUB_LIMIT, HUB_SECONDS = 8, 200
 STEP = ("run", "docker.io", "acme", "library/x", "sha256:0")
 costs = st.sampled_from([1, 3, 4, 7])
 ends = st.sampled_from(["", "sent", "settled", "killed"])
+ADDRESSES = ("anonymous", "anonymous@192.0.2.7", "anonymous@2001:db8::7")
 waits = st.sampled_from([0, 60, STEP_SECONDS])
 
 
@@ -408,6 +409,7 @@ class Budget(RuleBasedStateMachine):
     """
 
     window = Window(9, 300, 2)
+    account = "acme"
 
     def __init__(self) -> None:
         super().__init__()
@@ -450,7 +452,10 @@ class Budget(RuleBasedStateMachine):
     @rule(pulls=costs, wait=waits, ends=ends, tries=st.sampled_from([1, 12]))
     def reserve(self, pulls: int, wait: int, ends: str, tries: int) -> None:
         for _ in range(tries):
-            answer = self.ledger.reserve(*STEP, pulls, pulls, self.window, self.now(), self.report)
+            answer = self.ledger.reserve(
+                *("run", "docker.io", self.account, "library/a", "sha256:1"),
+                *(pulls, pulls, self.window, self.now(), self.report),
+            )
             if isinstance(answer, Reservation):
                 self.alive[answer] = [pulls, 0, self.time]
                 self.go_on(answer, wait, ends)
@@ -525,6 +530,17 @@ class Budget(RuleBasedStateMachine):
         self.ledger.release(answer, self.now())
 
 
+class MovingBudget(Budget):
+    """The same without a login: the address that upstream reports changes at any time."""
+
+    window = Window(9, 300, 2, every_address=True)
+    account = ADDRESSES[0]
+
+    @rule(account=st.sampled_from(ADDRESSES))
+    def address_changes(self, account: str) -> None:
+        self.account = account
+
+
 class Quota(Budget):
     """The same where the Hub allows fewer GETs than the own budget and reports what is left.
 
@@ -561,6 +577,13 @@ class SharedBudget(Budget):
         return new_database()
 
 
+class SharedMovingBudget(MovingBudget):
+    """The same on a server, whose clock counts."""
+
+    def new_store(self) -> Store:
+        return new_database()
+
+
 class SharedQuota(Quota):
     """The same on a server, whose clock counts."""
 
@@ -569,8 +592,9 @@ class SharedQuota(Quota):
 
 
 TestBudgetHolds = Budget.TestCase
+TestMovingBudgetHolds = MovingBudget.TestCase
 TestQuotaIsLeft = Quota.TestCase
-TestBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
+TestBudgetHolds.settings = TestMovingBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
     max_examples=100,
     stateful_step_count=30,
     deadline=None,
@@ -578,9 +602,13 @@ TestBudgetHolds.settings = TestQuotaIsLeft.settings = settings(
 )
 TestSharedBudgetHolds = pytest.mark.usefixtures("database_of_machines")(SharedBudget.TestCase)
 TestSharedQuotaIsLeft = pytest.mark.usefixtures("database_of_machines")(SharedQuota.TestCase)
+TestSharedMovingBudgetHolds = pytest.mark.usefixtures("database_of_machines")(
+    SharedMovingBudget.TestCase
+)
 TestSharedBudgetHolds.settings = TestSharedQuotaIsLeft.settings = settings(
     TestBudgetHolds.settings, max_examples=30
 )
+TestSharedMovingBudgetHolds.settings = TestSharedBudgetHolds.settings
 
 
 # Threads and processes
@@ -1099,3 +1127,67 @@ def test_reserve_counts_anonymous_pulls_of_an_unknown_address_for_every_address(
     assert bool(ledger.spends("docker.io", asked_as, at(2), 6 * HOUR)) == counts
     answer = ledger.reserve("r", "docker.io", asked_as, "a", "d", 1, 1, window, at(2))
     assert isinstance(answer, Refusal) == counts
+
+
+ADDRESS, OTHER = "anonymous@192.0.2.7", "anonymous@2001:db8::7"
+
+
+def reserve_one(ledger: Ledger, account: str, window: Window, project: str | None = None) -> object:
+    step = ("r", "docker.io", account, "a", "d", 1, 1)
+    return ledger.reserve(*step, window, at(0), None, project, 2)
+
+
+def test_reserve_written_budget_holds_for_all_anonymous_addresses(store: Store) -> None:
+    window = Window(3, 6 * HOUR, every_address=True)
+    # Two hosts, or one before and after an upgrade: rows of one address each.
+    with store.open() as one, store.open() as other:
+        assert isinstance(reserve_one(one, ADDRESS, Window(3, 6 * HOUR)), Reservation)
+        assert isinstance(reserve_one(other, OTHER, window), Reservation)
+        assert isinstance(reserve_one(one, "anonymous", window), Reservation)
+        for account in ADDRESSES:
+            for ledger in (one, other):
+                refusal = reserve_one(ledger, account, window)
+                assert isinstance(refusal, Refusal)
+                assert (refusal.kind, refusal.in_flight) == ("budget", True)
+        assert isinstance(reserve_one(other, "acme", window), Reservation)
+
+
+def test_reserve_reported_limit_holds_for_each_address(ledger: Ledger) -> None:
+    window = Window(1, 6 * HOUR)
+    assert isinstance(reserve_one(ledger, ADDRESS, window), Reservation)
+    assert isinstance(reserve_one(ledger, ADDRESS, window), Refusal)
+    assert isinstance(reserve_one(ledger, OTHER, window), Reservation)
+
+
+def test_extend_written_budget_holds_for_all_anonymous_addresses(ledger: Ledger) -> None:
+    window = Window(3, 6 * HOUR, every_address=True)
+    steps = [reserve_one(ledger, account, window) for account in (ADDRESS, OTHER)]
+    first, second = [step for step in steps if isinstance(step, Reservation)]
+    assert ledger.extend(first, 2, 2, window, at(1)) is True
+    assert isinstance(ledger.extend(second, 2, 2, window, at(1)), Refusal)
+
+
+def test_reserve_project_share_of_a_written_budget_holds_for_all_anonymous_addresses(
+    ledger: Ledger,
+) -> None:
+    window = Window(9, 6 * HOUR, every_address=True)
+    assert isinstance(reserve_one(ledger, ADDRESS, window, "team/a"), Reservation)
+    assert isinstance(reserve_one(ledger, OTHER, window, "team/a"), Reservation)
+    refusal = reserve_one(ledger, ADDRESS, window, "team/a")
+    assert isinstance(refusal, Refusal)
+    assert refusal.kind == "project-share"
+
+
+@pytest.mark.parametrize("every_address", [False, True])
+def test_reserve_gets_in_flight_from_another_address_count_against_what_is_reported(
+    ledger: Ledger, every_address: bool
+) -> None:
+    # The HEAD left by one address of a NAT pool; the GETs may leave by any of them.
+    window = Window(100, 6 * HOUR, 2, every_address)
+    step = ("r", "docker.io", ADDRESS, "a", "d", 3, 3)
+    assert isinstance(ledger.reserve(*step, window, at(0)), Reservation)
+    step = ("r", "docker.io", OTHER, "a", "d", 3, 3)
+    refusal = ledger.reserve(*step, window, at(2), (7, at(1)))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.kind, refusal.in_flight) == ("upstream-quota", True)
+    assert isinstance(ledger.reserve(*step, window, at(2), (8, at(1))), Reservation)

@@ -91,6 +91,57 @@ def test_sync_at_the_time_told_by_until_copies_what_waited(host: Host, box: Sand
     assert host.sync().named("copy") == pins[2:]
 
 
+@pytest.mark.parametrize("moves", ["between the syncs", "within each sync"])
+def test_sync_budget_holds_for_all_anonymous_addresses_together(tmp_path: Path, moves: str) -> None:
+    addresses = ["127.0.0.1", "192.0.2.7", "2001:db8::7"]
+    with Sandbox(quota=Quota(100)) as box:
+        host = Host(tmp_path, box)
+        pins = push_many(box, 9)
+        metrics = tmp_path / "prewarm.prom"
+        host.configure(
+            pins,
+            registries=hub({"pulls": 4, "window": "6h", "reserve": 0}, box),
+            metrics=str(metrics),
+        )
+        gets = 0
+        for number in range(3):
+            box.hub.rules.addresses = addresses[number:][:1] if "between" in moves else addresses
+            done = host.sync()
+            gets += len(done.gets)
+            assert done.summary["deferred"] == 5
+            budget = done.report["budgets"]["docker.io"]
+            assert (budget["used"], budget["remaining"]) == (4, 0)
+            # One series, however many addresses there have been.
+            (sample,) = re.findall(r"^prewarm_budget_used.*$", metrics.read_text(), re.MULTILINE)
+            assert sample.endswith(" 4.0")
+        assert gets == 2 * 4
+        # Reported is what the newest address has left.
+        assert budget["account"].removeprefix("anonymous@") in addresses
+        assert_shows_used(host, 4)
+        dry = host.run("sync", "--dry-run", "--json").json
+        assert dry["summary"]["deferred"] == 5
+
+
+def assert_shows_used(host: Host, pulls: int) -> None:
+    """Every command shows the window that the ledger enforces."""
+    status = host.run("status", "--json").json["budgets"]["docker.io"]
+    assert (status["used"], status["next_free"] is None) == (pulls, False)
+    page = host.folder / "report.html"
+    assert host.run("report", "--html", str(page)).returncode == 0
+    assert f"{pulls} of {pulls}" in page.read_text()
+
+
+def test_sync_without_a_budget_follows_the_limit_of_each_anonymous_address(tmp_path: Path) -> None:
+    with Sandbox(quota=Quota(5)) as box:
+        host = Host(tmp_path, box)
+        host.configure(push_many(box, 9))
+        # Reported are 5, of which a fifth is left to the jobs; a copy may cost one GET more.
+        assert host.sync().summary["copied"] == 3
+        box.hub.rules.addresses = ["192.0.2.7"]
+        assert host.sync().summary["copied"] == 3
+        assert times_429(box) == 0
+
+
 def test_sync_reserve_is_left_but_for_a_named_image(host: Host, box: Sandbox) -> None:
     pins = push_many(box, 6)
     budget = {"pulls": 5, "window": "6h", "reserve": 2}

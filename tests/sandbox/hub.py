@@ -6,9 +6,10 @@ project (spec/auth/token.md) and what was seen at the Hub itself, as far as clie
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, Literal, Self
@@ -43,6 +44,8 @@ class Rules:
     quota: Quota | None = None
     """For each address and, unless `quotas` says otherwise, each account; None: no limit."""
     quotas: Mapping[str, Quota | None] = field(default_factory=dict)
+    addresses: Sequence[str] = ()
+    """Where anonymous requests for manifests seem to come from, in turn; empty: where they do."""
     report_quota: bool = True
     """Whether the ratelimit headers are sent."""
     unmetered: Collection[str] = ()
@@ -86,6 +89,7 @@ class Hub(Site):
         self.spending = Spending()
         self.tokens = Tokens()
         self._requests = Spending()
+        self._turns = itertools.count()
         self._answers: dict[tuple[str, str, str], tuple[Answer, str | None]] = {}
         self.cdn = Cdn(registry, host=cdn_host)
         self._server = Server(self, host=host)
@@ -201,7 +205,7 @@ class Hub(Site):
 
     def _manifest(self, request: Request, target: Target, account: str) -> Response:
         answer = self._ask(target, request.headers.get("accept", "*/*"))
-        source = account or request.client
+        source = account or self._address(request)
         quota = self._quota(account)
         if any(fnmatchcase(target.repository, pattern) for pattern in self.rules.unmetered):
             quota = None
@@ -219,6 +223,10 @@ class Hub(Site):
         headers = {name.title(): answer.headers[name] for name in _PASSED if name in answer.headers}
         headers |= self._ratelimit(source, quota)
         return Response(answer.status, headers, answer.body, account=account)
+
+    def _address(self, request: Request) -> str:
+        addresses = self.rules.addresses
+        return addresses[next(self._turns) % len(addresses)] if addresses else request.client
 
     def _ask(self, target: Target, accept: str) -> Answer:
         """Return the registry's answer, remembered while the tag or digest names the same."""

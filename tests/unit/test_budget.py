@@ -234,7 +234,9 @@ REPORTED = Limit(200, 21600, 150, "acme")
     ("registry", "written", "reported", "reachable", "window"),
     [
         pytest.param(
-            "docker.io", Allowance(50, 900, 5), REPORTED, True, Window(50, 900, 5), id="written"
+            *("docker.io", Allowance(50, 900, 5), REPORTED, True),
+            Window(50, 900, 5, every_address=True),
+            id="written",
         ),
         pytest.param("docker.io", "none", REPORTED, True, NO_LIMIT, id="none"),
         pytest.param("docker.io", None, REPORTED, True, Window(200, 21600, 40), id="reported"),
@@ -247,7 +249,11 @@ REPORTED = Limit(200, 21600, 150, "acme")
         pytest.param("docker.io", None, None, False, Window(100, 21600, 20), id="unreachable"),
         pytest.param("quay.io", None, REPORTED, True, NO_LIMIT, id="other registry"),
         pytest.param("quay.io", None, None, False, NO_LIMIT, id="other registry unreachable"),
-        pytest.param("quay.io", Allowance(9), None, True, Window(9, 21600, 0), id="other written"),
+        pytest.param(
+            *("quay.io", Allowance(9), None, True),
+            Window(9, 21600, 0, every_address=True),
+            id="other written",
+        ),
     ],
 )
 def test_window_for_follows_the_contract(
