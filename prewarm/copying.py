@@ -229,7 +229,7 @@ class Carrier:
 
     def _warm(self, image: Image, turn: int) -> Step | None:
         """Have each pull-through mirror pull what it lacks; a Step where that ends the image."""
-        upstream = self.observer.upstreams[image.want.reference.registry]
+        upstream = self._upstream(image)
         for holding in image.open_targets:
             if not holding.through:
                 continue
@@ -268,11 +268,16 @@ class Carrier:
                 return None
         return self._purchasing.buy(
             image,
-            self.observer.upstreams[image.want.reference.registry],
+            self._upstream(image),
             self._find,
             lambda: self._turns.wait(turn),
             lambda: self._turns.over(turn),
         )
+
+    def _upstream(self, image: Image) -> UpstreamSite:
+        """The upstream as the account that the image is asked as."""
+        reference = image.want.reference
+        return self.observer.upstreams[reference.registry].of(reference.repository)
 
     def _find(self, image: Image) -> None:
         """Look for the required manifests in memory and on the mirrors, which costs no pull."""

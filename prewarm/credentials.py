@@ -116,10 +116,20 @@ class AuthConfig:
             return f"log in to {host} in the file that LoadCredential= gives as auth.json"
         return login_cure(host, self._named.path)
 
-    def account(self, registry: str) -> str | None:
-        """Return the user that the registry as a whole is asked as; None for anonymous."""
-        entry = self._find(registry, "")
+    def account(self, registry: str, repository: str = "") -> str | None:
+        """Return the user of the login for a repository, or for the registry; None: anonymous."""
+        entry = self._find(registry, repository)
         return entry.account if entry else None
+
+    def scopes(self, registry: str) -> dict[str, str]:
+        """Return the accounts of logins for a part of the registry, by their keys with a path."""
+        host = _host(registry)
+        return {
+            key: entry.account
+            for file in reversed(self._files)
+            for key, entry in file.entries.items()
+            if key.startswith(f"{host}/")
+        }
 
     def _find(self, registry: str, repository: str) -> _Entry | None:
         registry = _host(registry)

@@ -267,8 +267,12 @@ def _check_logins(place: Place) -> Checks:
     with open_edges(settings, place.environ) as edges:
         files = ", ".join(map(str, edges.auth.paths))
         logins = ", ".join(
-            f"{name} as {site.account}" if site.account else f"{name} anonymously"
+            text
             for name, site in edges.upstreams.items()
+            for text in (
+                f"{name} as {site.account}" if site.account else f"{name} anonymously",
+                *(f"{key} as {user}" for key, user in sorted(edges.auth.scopes(name).items())),
+            )
         )
         found = Check("authfile", "ok", f"asks {logins}, by {files or 'no file with logins'}")
         states: dict[str, State] = {"warning": "warning", "error": "failed"}
@@ -534,13 +538,14 @@ def _check_upstream(
         missing: RegistryError | None = None
         for reference in _asked_by(place.settings, site, demand):
             try:
-                site.head(reference.repository, reference.selector, place.clock)
+                account = site.of(reference.repository)
+                account.head(reference.repository, reference.selector, place.clock)
             except RegistryError as error:
                 if error.code not in _ABOUT_ONE:
                     raise
                 missing = missing or error
             else:
-                return upstream_verdict(site)
+                return upstream_verdict(account)
     if missing is not None:
         text = f"{upstream.name} answers, but not for what was asked: {missing.text}"
         return (Check("upstream", "warning", text, missing.cure),)

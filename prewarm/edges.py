@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Final
@@ -77,10 +78,9 @@ def open_edges(
             upstream.name: UpstreamSite(
                 upstream,
                 stack.enter_context(_upstream_client(upstream, settings, auth, environ, patience)),
-                _account(auth, upstream),
-                stack.enter_context(_upstream_client(upstream, settings, None, environ, patience))
-                if _account(auth, upstream) is not None
-                else None,
+                _own_account(auth, upstream),
+                stack.enter_context(_upstream_client(upstream, settings, None, environ, patience)),
+                account_of=partial(_account, auth, upstream),
             )
             for upstream in settings.registries
         }
@@ -114,13 +114,21 @@ def _login(auth: AuthConfig, upstream: Upstream, repository: str) -> Login | Non
     return None
 
 
-def _account(auth: AuthConfig, upstream: Upstream) -> str | None:
-    """The user whose quota is spent; a helper that fails is reported when it is really asked."""
+def _account(auth: AuthConfig, upstream: Upstream, repository: str) -> str | None:
+    """Return the user of the login that `_login` returns: whose quota the repository spends."""
+    for registry, prefix in _keys(upstream):
+        found = auth.account(registry, f"{prefix}/{repository}".strip("/"))
+        if found is not None:
+            return found
+    return None
+
+
+def _own_account(auth: AuthConfig, upstream: Upstream) -> str | None:
+    """Return the user of the registry as a whole; a failed helper is reported when it is asked."""
     try:
-        accounts = [auth.account(registry) for registry, _ in _keys(upstream)]
+        return _account(auth, upstream, "")
     except RegistryError:
         return None
-    return next(filter(None, accounts), None)
 
 
 def _upstream_client(

@@ -77,9 +77,9 @@ class UpstreamSite:
     settings: Upstream
     registry: Registry
     account: str | None
-    """The user of the credentials; None: anonymous."""
+    """The user of the registry's own credentials; None: anonymous."""
     public: Registry | None = None
-    """The same registry without credentials, where there are some."""
+    """The same registry without credentials."""
     limit: Limit | None = None
     asked: Moment | None = None
     """When the HEAD that reported `limit` was sent."""
@@ -91,7 +91,49 @@ class UpstreamSite:
     """Set by the first 429 on a pull: no more manifest GETs in this run."""
     breaking: set[str] | None = field(default_factory=set)
     """Repositories about which it only broke off or erred; None once it has answered anything."""
+    account_of: Callable[[str], str | None] | None = None
+    """The user that a repository is asked as, where some have a login of their own."""
+    quota_name: str = ""
+    """The name of the account's quota in a plan, where it is not the registry's own account."""
     lock: Lock = field(default_factory=Lock)
+    _others: dict[str | None, UpstreamSite] = field(default_factory=dict)
+
+    def of(self, repository: str) -> UpstreamSite:
+        """Return the upstream as the account that this repository is asked as.
+
+        Budgets and reports of what remains are per account: a login under a path key has its own.
+        """
+        try:
+            account = self.account_of(repository) if self.account_of else self.account
+        except RegistryError:
+            # A credential helper failed; the request reports that before anything is counted.
+            return self
+        if account == self.account:
+            return self
+        with self.lock:
+            if account not in self._others:
+                self._others[account] = UpstreamSite(
+                    self.settings,
+                    self.registry,
+                    account,
+                    self.public,
+                    quota_name=f"{self.settings.name} as {account or 'anonymous'}",
+                )
+            return self._others[account]
+
+    @property
+    def accounts(self) -> tuple[UpstreamSite, ...]:
+        """The upstream once for each account that was used so far, its own account first."""
+        with self.lock:
+            return (self, *self._others.values())
+
+    def has_login(self, repository: str) -> bool:
+        """Return whether a login applies to the repository; true also where its helper fails."""
+        try:
+            account = self.account_of(repository) if self.account_of else self.account
+        except RegistryError:
+            return True
+        return account is not None
 
     @property
     def account_name(self) -> str:
@@ -205,7 +247,7 @@ class Observer:
             seen = self._whole_by_digest(want, looks)
             if seen is not None and not seen.open_targets:
                 return seen
-        upstream = self.upstreams[reference.registry]
+        upstream = self.upstreams[reference.registry].of(reference.repository)
         if (quiet := self._quiet(want, upstream, looks)) is not None:
             return quiet
         try:
@@ -213,7 +255,7 @@ class Observer:
         except RegistryError as error:
             return self._without_upstream(want, looks, error.failure)
         seen = self.judge(want, head.descriptor, looks)
-        return replace(seen, metered=head.limit is not None)
+        return replace(seen, metered=head.limit is not None, payer=upstream.quota_name)
 
     def _quiet(self, want: Want, upstream: UpstreamSite, looks: Sequence[Look]) -> Seen | None:
         """What is known of a tag that need not be asked for yet, where every mirror has that.
@@ -266,9 +308,11 @@ class Observer:
         return None if public else private(reference)
 
     def _is_public(self, upstream: UpstreamSite, reference: Reference) -> bool:
-        """Ask without credentials, once a week for each repository."""
-        if upstream.public is None:
+        """Ask without credentials, once a week for each repository to which a login applies."""
+        if not upstream.has_login(reference.repository):
             return True
+        if upstream.public is None:
+            return False
         now = self.clock()
         registry, repository = reference.registry, reference.repository
         known = self.manifests.is_public(registry, repository, now.wall - _PUBLIC_FOR)
@@ -290,7 +334,9 @@ class Observer:
 
     def _shown_to_us(self, upstream: UpstreamSite, reference: Reference) -> bool:
         try:
-            upstream.head(reference.repository, reference.selector, self.clock)
+            upstream.of(reference.repository).head(
+                reference.repository, reference.selector, self.clock
+            )
         except RegistryError as error:
             if error.code == "not-found":
                 return False

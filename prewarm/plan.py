@@ -73,6 +73,8 @@ class Seen:
     holdings: tuple[Holding, ...] = ()
     metered: bool = True
     """Whether upstream reported a quota with it; where it does not, that pull does not count."""
+    payer: str = ""
+    """The quota that pays for it, where that is not the registry's own: that of a path's login."""
     failure: Failure | None = None
     """Why upstream could not be asked, or has nothing that is wanted."""
     checked: float | None = None
@@ -312,7 +314,7 @@ def plan(
     for step in steps:
         if isinstance(step, Copy):
             pulls = step.cost.known_pulls if step.at_most is None else step.at_most
-            calendar.place(step.want, pulls)
+            calendar.place(step.want, step.seen, pulls)
     return Plan(tuple([_dated(s, calendar, now) if isinstance(s, _Waiting) else s for s in steps]))
 
 
@@ -439,8 +441,9 @@ def _first_pass(
     for want, seen in demand:
         reference = want.reference
         digest = (reference.registry, reference.repository, seen.key)
-        if (purse := purses.get(reference.registry)) is None:
-            purse = purses[reference.registry] = _Purse(_UNLIMITED, limits)
+        payer = seen.payer or reference.registry
+        if (purse := purses.get(payer)) is None:
+            purse = purses[payer] = _Purse(_UNLIMITED, limits)
         step = _decide(
             want, seen, brought.get(digest, _ALONE), waiting.get(digest), purse, limits, skip
         )
@@ -581,12 +584,12 @@ class _Calendar:
         self._registries: dict[str, tuple[Forecast, int]] = {}
         self._projects: dict[tuple[str, str], Forecast] = {}
 
-    def place(self, want: Want, pulls: int) -> float | None:
+    def place(self, want: Want, seen: Seen, pulls: int) -> float | None:
         """Place pulls and return the seconds from now until their time; None if they never fit.
 
         An image larger than an empty window comes in parts: the time is that of the first.
         """
-        registry, project = want.reference.registry, want.only_project
+        registry, project = seen.payer or want.reference.registry, want.only_project
         if (known := self._registries.get(registry)) is None:
             window = self._quotas.get(registry, _UNLIMITED).window
             if window.capacity is None:
@@ -626,7 +629,7 @@ def _dated(waiting: _Waiting, calendar: _Calendar, now: float) -> Defer:
     if code in _DATED:
         first = waiting.first or waiting
         if not first.placed:
-            wait = calendar.place(want, cost.known_pulls)
+            wait = calendar.place(want, seen, cost.known_pulls)
             first.until = None if wait is None else now + wait
             first.placed = True
         until = first.until

@@ -124,7 +124,7 @@ class Recall:
             return unlisted(reference)
         if (failure := unmirrorable(reference)) is not None:
             return failure
-        if want.pinned or upstream.public is None:
+        if want.pinned or not upstream.has_login(reference.repository):
             return None
         public = self._session.ledger.is_public(reference.registry, reference.repository, 0.0)
         return private(reference) if public is False else None

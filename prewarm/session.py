@@ -54,4 +54,12 @@ class Session:
         return Quota(account, window, source, spends, upstream.limit, closed=closed)
 
     def quotas(self) -> dict[str, Quota]:
-        return {name: self.quota(upstream) for name, upstream in self.edges.upstreams.items()}
+        """Return the quotas by registry, and those of accounts that only some paths are asked as.
+
+        The latter have names of their own: `quay.io as robot` (see `Seen.payer`).
+        """
+        return {
+            account.quota_name or name: self.quota(account)
+            for name, upstream in self.edges.upstreams.items()
+            for account in upstream.accounts
+        }

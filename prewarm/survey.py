@@ -227,6 +227,8 @@ def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> l
         ]
     upstreams = session.edges.upstreams
     return [
-        upstreams[want.reference.registry].whole(found) if want.reference in futures else found
+        upstreams[want.reference.registry].of(want.reference.repository).whole(found)
+        if want.reference in futures
+        else found
         for want, found in zip(demand, seen, strict=True)
     ]

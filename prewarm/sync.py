@@ -232,16 +232,22 @@ def report_of(
         problem = window_problem(name, upstream.settings.budget, upstream.limit)
         if problem is not None:
             problems.append(problem)
-        if upstream.closed is not None:
-            closed = upstream.closed
-            problems.append(Problem("warning", closed.code, name, closed.text, closed.cure))
+        problems += [
+            Problem("warning", closed.code, name, closed.text, closed.cure)
+            for account in upstream.accounts
+            if (closed := account.closed) is not None
+        ]
     problems += problems_of(outcomes)
     return Report(
         run,
         is_dry,
         started,
         session.clock().wall,
-        {name: quota for name, quota in quotas.items() if name in used or quota.spends},
+        {
+            name: quotas[name]
+            for name in session.edges.upstreams
+            if name in used or quotas[name].spends
+        },
         outcomes,
         distinct(problems),
         session.ended(),

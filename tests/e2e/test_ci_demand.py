@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,64 @@ def test_sync_skips_what_ci_names_and_the_mirror_may_not_hold(ci: Ci, box: Sandb
     assert not box.hub.access.heads("acme/secret")
     ci.configure(["acme/secret:1"], authfile=str(box.authfile("acme", "sesame")))
     assert ci.host.sync().image("acme/secret:1")["action"] == "copy"
+
+
+def path_login(box: Sandbox, key: str) -> str:
+    """Return an authfile whose one login is for a part of the Hub, as `skopeo login` writes it."""
+    file = Path(box.authfile("acme", "sesame"))
+    (entry, *_) = json.loads(file.read_text())["auths"].values()
+    key = key.replace("HUB", box.hub.url.removeprefix("http://"))
+    file.write_text(json.dumps({"auths": {key: entry}}))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "key", ["HUB/acme", "HUB/acme/secret", "docker.io/acme", "index.docker.io/acme/secret"]
+)
+def test_sync_skips_a_private_image_that_a_login_under_a_path_shows(
+    ci: Ci, box: Sandbox, key: str
+) -> None:
+    push(box, "acme/secret:1", "library/open:1")
+    box.hub.rules.private = {"acme/secret": ["acme"]}
+    digest = box.upstream.storage.digest("acme/secret", "1")
+    ci.jobs("team/secret", "acme/secret:1", 3)
+    ci.jobs("team/digest", f"acme/secret@{digest}", 3)
+    ci.jobs("team/open", "open:1", 1)
+    ci.configure([], authfile=path_login(box, key))
+    done = ci.host.sync()
+    assert {one["image"]: (one["action"], one["code"]) for one in done.report["images"]} == {
+        "docker.io/acme/secret:1": ("skip", "private"),
+        f"docker.io/acme/secret@{digest}": ("skip", "private"),
+        "docker.io/library/open:1": ("copy", "missing"),
+    }
+    assert box.mirrors[0].catalog() == ["library/open"]
+    told = ci.host.run("explain", "--offline", "--json", "acme/secret:1")
+    assert json.loads(told.stdout)["hidden"]["code"] == "private"
+    # No login applies to what was public from the start: it is asked for once, anonymously.
+    assert [entry.account for entry in box.hub.access.heads("library/open")] == [""]
+
+
+def test_sync_charges_each_account_with_what_its_login_pulled(ci: Ci, box: Sandbox) -> None:
+    push(box, "acme/secret:1", "library/a:1", "library/b:1")
+    box.push("acme/secret", "2", name="another", platforms=[AMD, ARM])
+    box.hub.rules.private = {"acme/secret": ["acme"]}
+    registries = {"docker.io": {"endpoint": box.hub.url, "budget": {"pulls": 1, "window": "6h"}}}
+    ci.configure(
+        ["acme/secret:1", "acme/secret:2", "a:1", "b:1"],
+        registries=registries,
+        authfile=path_login(box, "HUB/acme"),
+    )
+    done = ci.host.sync()
+    # One pull each: neither account is charged for the other, or may spend its budget.
+    assert sorted(done.named("copy")) == ["a:1", "acme/secret:1"]
+    assert sorted(done.named("defer")) == ["acme/secret:2", "b:1"]
+    with ci.host.sql() as sql:
+        rows = set(sql.execute("SELECT account, repository, pulls FROM pulls"))
+    assert {(account.partition("@")[0], *rest) for account, *rest in rows} == {
+        ("acme", "acme/secret", 1),
+        ("anonymous", "library/a", 1),
+    }
+    assert done.report["budgets"]["docker.io"]["used"] == 1
 
 
 def test_sync_misspelt_repository_in_ci_is_not_told_to_exist(ci: Ci, box: Sandbox) -> None:
