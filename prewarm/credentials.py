@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from prewarm.children import inherited
 from prewarm.errors import Problem, RegistryError, UsageError
 from prewarm.home import home_folder
 from prewarm.login import IDENTITY_TOKEN, Login
@@ -378,7 +379,7 @@ def _run_helper(helper: str, server: str, environ: Mapping[str, str]) -> _Entry 
             input=server.encode(),
             capture_output=True,
             timeout=HELPER_TIMEOUT,
-            env=dict(environ),
+            env=inherited(environ),
             check=False,
         )
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO, Final
 from urllib.parse import urlsplit
 
+from prewarm.children import CERTIFICATES, PROXIES, chosen
 from prewarm.errors import PrewarmError, RegistryError
 from prewarm.transport import Transport, dispose
 
@@ -26,22 +27,7 @@ _OUTPUT_MAX: Final = 4096
 _SLICE: Final = 0.1
 """Seconds after which it is looked whether the run is to end."""
 _RUN_ENDS: Final = "was not waited for: the run ends"
-_PASSED_ON: Final = frozenset(
-    name
-    for base in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-    for name in (base, base.lower())
-) | {
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-}
+_PASSED_ON: Final = PROXIES | CERTIFICATES | {"HOME", "USER", "LOGNAME", "LANG", "LC_ALL"}
 
 
 def run_command(
@@ -58,7 +44,6 @@ def run_command(
     end (`stop`); then its processes are killed.
     """
     name = command[0]
-    env = {key: value for key, value in environ.items() if key in _PASSED_ON}
     try:
         # In memory: a full disk is what a notice may be about.
         given = os.memfd_create("notice")
@@ -70,7 +55,7 @@ def run_command(
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=env,
+                env=chosen(environ, _PASSED_ON),
                 start_new_session=True,
             )
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Any, Final
 
+from prewarm.children import inherited
 from prewarm.errors import PrewarmError
 from prewarm.settings import DOCKER_HUB
 
@@ -29,8 +30,6 @@ the registry itself; others are slower, and that is a failure here."""
 _GRACE: Final = 5.0
 _LOOK: Final = 0.1
 _KEPT: Final = 1 << 16
-_OURS: Final = re.compile(r"PREWARM_|CREDENTIALS_DIRECTORY$|PGPASSFILE$")
-"""Variables that lead to secrets of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +84,9 @@ def find_engine(kind: str, environ: Mapping[str, str], stop: Event, token: str) 
 
     `token` names what is kept apart in it while it is asked.
     """
-    environ = child_environment(environ)
+    environ = inherited(environ)
     ways = _FINDERS[kind](lambda command: _run(command, _ANSWER, environ, stop), token)
     return Engine(kind, ways, environ, stop)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the person's own environment, by which engines are found, without our secrets."""
-    return {name: value for name, value in environ.items() if not _OURS.match(name)}
 
 
 # -- each engine ------------------------------------------------------------------------------

@@ -236,6 +236,7 @@ class Registry:
             os.environ if environ is None else environ,
             connections,
             (connect_timeout, read_timeout),
+            shown=self._origin,
         )
         self._lock = threading.Lock()
         self._challenges: _Question[tuple[Challenge, ...]] = _Question()

@@ -27,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from prewarm.children import chosen
 from prewarm.errors import PrewarmError
 from prewarm.reference import InvalidReference, parse
 
@@ -376,7 +377,6 @@ def journal_command(unit: str, cursor: str | None, since: float) -> tuple[str, .
 def _start(
     command: tuple[str, ...], environ: Mapping[str, str], words: IO[bytes]
 ) -> subprocess.Popen[str]:
-    kept = {name: environ[name] for name in ("PATH", "TZ") if name in environ}
     try:
         return subprocess.Popen(
             command,
@@ -385,7 +385,7 @@ def _start(
             stderr=words,
             encoding="utf-8",
             errors="replace",
-            env={**kept, "LC_ALL": "C.UTF-8"},
+            env={**chosen(environ), "LC_ALL": "C.UTF-8"},
         )
     except OSError as error:
         raise PrewarmError(

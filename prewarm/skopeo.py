@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prewarm.children import PROXIES, chosen
 from prewarm.errors import PrewarmError
 
 OLDEST: Final = (1, 9)
@@ -29,11 +30,7 @@ _GRACE = 5.0
 _LOOK = 0.2
 """Seconds between two looks whether the run is to end."""
 _KEPT_STDERR = 1 << 20
-_PASSED_ON: Final = frozenset(
-    name
-    for base in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-    for name in (base, base.lower())
-) | {"PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "LANG", "TZ"}
+_PASSED_ON: Final = PROXIES | {"SSL_CERT_FILE", "SSL_CERT_DIR", "LANG"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +97,8 @@ def _inherited(descriptor: int) -> str:
 
 def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dict[str, str]:
     """Return the environment of skopeo: proxies and CAs, a private home, nothing else of ours."""
-    kept = {name: value for name, value in environ.items() if name in _PASSED_ON}
     return {
-        **kept,
+        **chosen(environ, _PASSED_ON),
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(home),
         "XDG_DATA_HOME": str(data),
@@ -123,18 +119,23 @@ def find_version(environ: Mapping[str, str]) -> tuple[str, tuple[int, int]]:
     program = shutil.which("skopeo", path=environ.get("PATH"))
     if program is None:
         raise PrewarmError("skopeo-missing", "skopeo is not on PATH", _INSTALL)
-    found = _version(program)
+    found = _version(program, environ)
     if found < OLDEST:
         told = ".".join(map(str, found))
         raise PrewarmError("skopeo-old", f"{program} is version {told}, which is too old", _INSTALL)
     return program, found
 
 
-def _version(program: str) -> tuple[int, int]:
+def _version(program: str, environ: Mapping[str, str]) -> tuple[int, int]:
     """Return the version of a skopeo, or raise where it does not start or tell it."""
     try:
         told = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=20, check=False
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env=chosen(environ),
+            check=False,
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PrewarmError("skopeo-missing", f"{program} does not start", _INSTALL) from error

@@ -84,8 +84,12 @@ class Transport:
         environ: Mapping[str, str],
         connections: int,
         timeouts: tuple[float, float],
+        *,
+        shown: str | None = None,
     ) -> None:
+        """`shown` is the origin whose paths may be logged; others may be signed URLs."""
         self.role = role
+        self._shown = shown
         self._ca = ca
         self._environ = environ
         self._connections = connections
@@ -123,7 +127,8 @@ class Transport:
                     connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
                 ),
             )
-        log.debug("%s %s: %d", method, url_words(url), response.status)
+        own = self._shown is not None and url.startswith(f"{self._shown}/")
+        log.debug("%s %s: %d", method, url_words(url, path=own), response.status)
         return response
 
     def failures(self, url: str, where: str) -> Failures:

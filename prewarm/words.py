@@ -19,11 +19,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def url_words(url: str) -> str:
-    """Return a URL for the log: without its user and its query, which may hold secrets."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return printable(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}")
+def url_words(url: str, *, path: bool = True) -> str:
+    """Return a URL for the log: without its user, query and fragment, which may hold secrets.
+
+    So may the path of a webhook or of a signed URL: without `path` it is left out, too.
+    """
+    scheme, _, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    host, slash, tail = rest.partition("/")
+    shown = f"{slash}{tail}" if path else "/…" if tail else slash
+    return printable(f"{scheme}://{host.rpartition('@')[2]}{shown}")
 
 
 def size_words(size: float) -> str:

@@ -188,3 +188,15 @@ def test_webhook_that_hangs_is_given_up() -> None:
         with pytest.raises(PrewarmError, match="answer") as caught:
             post(f"{site.url}/hooks/s3cret", BODY, ENVIRON, GO_ON, timeout=0.5)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [204, 302, 500])
+def test_webhook_is_logged_without_its_path(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        Scripted(lambda _: reply(status)) as server,
+        caplog.at_level(logging.DEBUG),
+        suppress(PrewarmError),
+    ):
+        post(f"{server.url}/services/s3cr3t?key=s3cr3t", BODY, ENVIRON, GO_ON)
+    assert f"POST {server.url}/…: {status}" in caplog.messages
+    assert "s3cr3t" not in caplog.text

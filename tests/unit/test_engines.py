@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.engines import child_environment, find_engine, hosts_folder, last_words
+from prewarm.engines import find_engine, hosts_folder, last_words
 from prewarm.errors import PrewarmError
 
 CRI_1 = '[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "{}"\n'
@@ -60,16 +60,6 @@ def test_last_words_are_the_error_in_one_line_without_secrets(
 
 def test_last_words_of_a_talker_are_short() -> None:
     assert len(last_words("Error " + "x" * 5000)) <= 400
-
-
-def test_child_environment_has_the_persons_settings_and_none_of_our_secrets() -> None:
-    kept = {"PATH": "/bin", "HOME": "/root", "DOCKER_HOST": "tcp://x", "MY_PREWARM_X": "1"}
-    secret = {
-        "PREWARM_GITLAB_TOKEN": "s3cr3t",
-        "CREDENTIALS_DIRECTORY": "/run/credentials",
-        "PGPASSFILE": "/pg",
-    }
-    assert child_environment({**kept, **secret}) == kept
 
 
 @pytest.mark.parametrize(

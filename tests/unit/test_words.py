@@ -79,3 +79,15 @@ def test_duration_words_of_whole_seconds_are_exact_in_the_file(seconds: int) -> 
 )
 def test_url_words_hold_no_secret_and_no_control_character(url: str, words: str) -> None:
     assert url_words(url) == words
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://hooks.example.org/services/T0/s3cr3t?x=1", "https://hooks.example.org/…"),
+        ("https://acme:secret@cdn.example.org/", "https://cdn.example.org/"),
+        ("https://hooks.example.org#s3cr3t", "https://hooks.example.org"),
+    ],
+)
+def test_url_words_without_the_path_hold_the_host_alone(url: str, words: str) -> None:
+    assert url_words(url, path=False) == words
