@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Final, Generic, NoReturn, Self, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import urllib3
-from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from prewarm.budget import Limit
 from prewarm.errors import RegistryError
@@ -48,9 +48,8 @@ from prewarm.transport import (
     READ_TIMEOUT,
     Blob,
     Bucket,
+    Reader,
     Transport,
-    dispose,
-    read_some,
 )
 
 _T = TypeVar("_T")
@@ -228,6 +227,9 @@ class Registry:
         self._credentials = credentials
         self._login_cure = login_cure
         self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
+        self.until = inf
+        """By the monotonic clock: nothing is waited for after it; what is under way is cut then."""
+        self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._retry_for = retry_for
         self._transport = Transport(
@@ -461,25 +463,24 @@ class Registry:
         if isinstance(opened, _Answer):
             self._refuse(opened, access)
         response, url = opened
+        reader = self._transport.reader(response, url, self._where(access))
         try:
-            return self._blob(access, response, url, start)
+            return self._blob(access, reader, start)
         except BaseException:
-            dispose(response)
+            reader.close()
             raise
 
-    def _blob(
-        self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, start: int
-    ) -> Blob:
-        failures = self._transport.failures(url, self._where(access))
+    def _blob(self, access: _Access, reader: Reader, start: int) -> Blob:
+        response = reader.response
         if response.status == 206:
             found = content_range(response.headers.get("content-range", ""))
             if found is None or found[0] != start:
                 raise self._error(
                     "bad-answer", access, "it sent another part than asked", "check the registry"
                 )
-            return Blob(response, failures, found[1])
+            return Blob(reader, found[1])
         size = _natural(response.headers.get("content-length"))
-        return Blob(response, failures, size, skip=start)
+        return Blob(reader, size, skip=start)
 
     # Tokens
 
@@ -788,10 +789,11 @@ class Registry:
 
     def _attempts(self, access: _Access, tries: int, attempt: Callable[[], _T]) -> _T:
         """Return the attempt's result; connection errors, some 5xx and 429 are tried again."""
-        end = time.monotonic() + self._retry_for
+        end = min(time.monotonic() + self._retry_for, self.until)
         for tried in range(1, tries + 1):
             if access.request == "head" and self._bucket:
-                self._transport.pause(self._bucket.take())
+                left = max(0.0, self.until - time.monotonic())
+                self._transport.pause(min(self._bucket.take(), left))
             try:
                 result = attempt()
             except RegistryError as error:
@@ -859,10 +861,14 @@ class Registry:
         The Authorization is for the first origin alone.
         """
         where, origin = self._where(access), _origin(url)
+        ends = time.monotonic() + self._longest(method, body, streamed=streamed)
         bare = {name: value for name, value in headers.items() if name != "Authorization"}
         for _ in range(_REDIRECTS + 1):
             sent = headers if _origin(url) == origin else bare
-            response = self._transport.send(method, url, sent, body, where=where, streamed=streamed)
+            total = min(ends, self.until) - time.monotonic()
+            response = self._transport.send(
+                method, url, sent, body, where=where, streamed=streamed, total=total
+            )
             moved = response.status in _MOVED and method in {"GET", "HEAD"}
             if not moved:
                 return response, url
@@ -871,6 +877,14 @@ class Registry:
         raise self._error(
             "too-many-redirects", access, f"more than {_REDIRECTS} redirects", "check the registry"
         )
+
+    def _longest(self, method: str, body: bytes | None, *, streamed: bool) -> float:
+        """Return the seconds that a request may take in total, redirects included."""
+        if streamed:  # until the head of the answer is there
+            return self._connect_timeout + 2 * self._read_timeout
+        if body or method == "GET":
+            return 4 * self._read_timeout
+        return self._connect_timeout + self._read_timeout
 
     def _target(self, access: _Access, url: str, location: str) -> str:
         target = _joined(url, location) if location else None
@@ -886,19 +900,16 @@ class Registry:
     def _read(
         self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, limit: int
     ) -> _Answer:
-        """Return the answer with its body, which may have `limit` bytes and four read timeouts."""
-        deadline = time.monotonic() + 4 * self._read_timeout
+        """Return the answer with its body, which may have `limit` bytes."""
         pieces: list[bytes] = []
         left = limit + 1
+        reader = self._transport.reader(response, url, self._where(access))
         try:
-            with self._transport.failures(url, self._where(access)):
-                while left > 0 and (piece := read_some(response, min(left, _CHUNK))):
-                    pieces.append(piece)
-                    left -= len(piece)
-                    if time.monotonic() > deadline:
-                        raise UrllibTimeoutError("the body came too slowly")
+            while left > 0 and (piece := reader.read(min(left, _CHUNK))):
+                pieces.append(piece)
+                left -= len(piece)
         finally:
-            dispose(response)
+            reader.close()
         if left <= 0 and response.status < 300:
             code = "bad-manifest" if access.request == "manifest" else "bad-answer"
             size = f"{limit // 2**20} MiB"

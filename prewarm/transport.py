@@ -13,7 +13,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,6 @@ from typing import Final, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -38,6 +36,7 @@ from prewarm import __version__
 from prewarm.errors import RegistryError, UsageError
 from prewarm.proxies import proxy_for
 from prewarm.refusals import Role, role_code
+from prewarm.timeouts import Connections, CutError, TimeLimit
 from prewarm.words import url_words
 
 log = logging.getLogger("prewarm")
@@ -47,8 +46,11 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 CONNECT_TIMEOUT: Final = 10.0
 READ_TIMEOUT: Final = 30.0
-BLOB_TIMEOUT: Final = 60.0
+BLOB_TIMEOUT = 60.0
 """Seconds between two pieces of a blob."""
+LEAST_RATE = 8 * 1024
+"""Bytes a second: a blob that comes more slowly for LEAST_FOR seconds is given up."""
+LEAST_FOR = 60.0
 
 _POOLS: Final = 32
 """Hosts to which connections are kept: the registry, its token server, its blob stores."""
@@ -96,7 +98,10 @@ class Transport:
         self._timeouts = timeouts
         self._pools: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        self._wires = _Wires()
+        self._wires = Connections()
+        self._limits: weakref.WeakKeyDictionary[urllib3.BaseHTTPResponse, TimeLimit] = (
+            weakref.WeakKeyDictionary()
+        )
         if ca is not None:
             _ = self._tls  # a file that cannot be read is told at once
 
@@ -109,10 +114,15 @@ class Transport:
         *,
         where: str,
         streamed: bool,
+        total: float,
     ) -> urllib3.BaseHTTPResponse:
-        """Send once and return the answer with its body unread; RegistryError if there is none."""
+        """Send once and return the answer with its body unread; RegistryError if there is none.
+
+        All of it, the reading of the body by `read` included, may take `total` seconds.
+        """
         connect, read = self._timeouts
-        with self.failures(url, where):
+        limit = TimeLimit(total)
+        with Failures(self.role, url, where, self._wires, limit), self._wires.within(limit):
             self._wires.check()
             response = self._pool(url, streamed).request(
                 method,
@@ -127,13 +137,17 @@ class Transport:
                     connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
                 ),
             )
+            if limit.expired:
+                dispose(response)  # its headers may be cut off
+        self._limits[response] = limit
         own = self._shown is not None and url.startswith(f"{self._shown}/")
         log.debug("%s %s: %d", method, url_words(url, path=own), response.status)
         return response
 
-    def failures(self, url: str, where: str) -> Failures:
-        """Return a context in which urllib3's exceptions become RegistryErrors."""
-        return Failures(self.role, url, where, self._wires)
+    def reader(self, response: urllib3.BaseHTTPResponse, url: str, where: str) -> Reader:
+        """Return what reads the body of an answer."""
+        limit = self._limits[response]
+        return Reader(response, limit, Failures(self.role, url, where, self._wires, limit))
 
     def cut(self) -> None:
         """Break off what is under way, and send nothing any more: all of it is `interrupted`."""
@@ -224,75 +238,16 @@ def _bare_context() -> ssl.SSLContext:
     return context
 
 
-class _CutError(ConnectionAbortedError):
-    """Nothing was sent, since all is to end."""
-
-
-class _Wires:
-    """The connections of a transport, so that they can be cut from another thread.
-
-    A timeout bounds one wait for an answer, not how long a run may take to end when it is told to.
-    """
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-        self._lock = threading.Lock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-    def held(self, pools: urllib3.PoolManager) -> urllib3.PoolManager:
-        """Return the pools, whose connections are known here from now on."""
-        opened = self._opened
-
-        class Plain(HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                opened(self.sock)
-
-        class Secure(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                opened(self.sock)
-
-        class PlainPool(urllib3.HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(urllib3.HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        pools.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-        return pools
-
-    def _opened(self, opened: socket.socket | None) -> None:
-        # Through a proxy that is itself reached by TLS it is no socket, but has one.
-        found = getattr(opened, "socket", opened)
-        with self._lock:
-            if found is not None:
-                self._sockets.add(found)
-        self.check()
-
-    def check(self) -> None:
-        """Raise an OSError after the cut."""
-        if self.ended.is_set():
-            raise _CutError
-
-    def cut(self) -> None:
-        """Shut all connections down: whoever waits for one wakes with an error."""
-        self.ended.set()
-        with self._lock:
-            sockets = list(self._sockets)
-        for one in sockets:
-            with suppress(OSError):
-                # Not a TLS socket's own: after that its reader takes ciphertext for the answer.
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
-
-
 class Failures:
     """Turns what urllib3 raises into a RegistryError that names host, cause and cure."""
 
-    def __init__(self, role: Role, url: str, where: str, wires: _Wires) -> None:
+    def __init__(
+        self, role: Role, url: str, where: str, wires: Connections, limit: TimeLimit
+    ) -> None:
         self._role = role
         self._where = where
         self._wires = wires
+        self._limit = limit
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
         self._plain = parts.scheme == "http"
@@ -303,22 +258,41 @@ class Failures:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        if error is None:
+            if self._limit.expired:
+                # What was read up to there may look like an end.
+                raise self.timeout()
+            return
         if not isinstance(error, HTTPError | OSError | ValueError):
             return
-        code, text, cure, sent = self._told(error)
+        sent = not isinstance(error, CutError)
+        self._limit.stop()
         if self._wires.ended.is_set():
-            sent = sent and not isinstance(error, _CutError)
             # It says nothing about the registry, so it has no code of the registry's own.
-            own_code, text, cure = "interrupted", "was not waited for: the run ends", "run it again"
-        else:
-            own_code = role_code(self._role, code)
+            text = f"{self._where}: {self._host} was not waited for: the run ends"
+            raise RegistryError(
+                "interrupted", text, "run it again", answered=sent and self._told(error)[3]
+            ) from None
+        if self._limit.expired:
+            raise self.timeout(sent=sent) from None
+        code, text, cure, sent = self._told(error)
         # The cause may hold a URL or a proxy's password: it goes no further.
         raise RegistryError(
-            own_code,
-            f"{self._where}: {self._host} {text}",
-            cure,
-            answered=sent,
+            role_code(self._role, code), f"{self._where}: {self._host} {text}", cure, answered=sent
         ) from None
+
+    def timeout(self, why: str = "", *, sent: bool = True) -> RegistryError:
+        """Return the failure of an answer that took too long."""
+        self._limit.stop()
+        if not why and self._limit.seconds > 0:
+            why = f"no complete answer within {self._limit.seconds:.3g} s"
+        why = why or "its share of the run's time is over"
+        return RegistryError(
+            role_code(self._role, "timeout"),
+            f"{self._where}: {self._host} timed out: {why}",
+            "check the network and the load of the registry, then try again",
+            answered=sent,
+        )
 
     def _told(self, error: BaseException) -> tuple[str, str, str, bool]:
         """Return code, text, cure, and whether the request may have reached the server."""
@@ -385,21 +359,40 @@ def _reason(error: NewConnectionError) -> str:
     return "cannot be reached"
 
 
+class Reader:
+    """Reads the body of an answer, within the time that its request may take."""
+
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, limit: TimeLimit, failures: Failures
+    ) -> None:
+        self.response = response
+        self.limit = limit
+        self.failures = failures
+
+    def read(self, amount: int = _CHUNK) -> bytes:
+        """Return what has come of the body, at least a byte; nothing at its end."""
+        # read1 came with urllib3 2.1; read waits until all of `amount` is there.
+        with self.failures:
+            read = getattr(self.response, "read1", self.response.read)
+            return bytes(read(amount, decode_content=False) or b"")
+
+    def close(self) -> None:
+        """Give the connection back, or end it where the body was not read to its end."""
+        self.limit.stop()
+        dispose(self.response)
+
+
 class Blob:
     """A blob as it comes: `size` bytes of it in all, the rest from `start` on to be read.
 
-    Reading raises RegistryError; the digest is for the reader to check.
+    Reading raises RegistryError, also where less than `LEAST_RATE` comes for `LEAST_FOR` seconds
+    of waiting; the digest is for the reader to check.
     """
 
-    def __init__(
-        self,
-        response: urllib3.BaseHTTPResponse,
-        failures: Failures,
-        size: int | None,
-        skip: int = 0,
-    ) -> None:
-        self._response = response
-        self._failures = failures
+    def __init__(self, reader: Reader, size: int | None, skip: int = 0) -> None:
+        self._reader = reader
+        self._waited = 0.0
+        self._came = 0
         self.size = size
         """Bytes of the whole blob, also where reading began later; None if the server hides it."""
         while skip > 0 and (piece := self.read(min(skip, _CHUNK))):
@@ -407,8 +400,19 @@ class Blob:
 
     def read(self, amount: int = _CHUNK) -> bytes:
         """Return what has come, at least one byte and at most `amount`; nothing at the end."""
-        with self._failures:
-            return read_some(self._response, amount)
+        began = time.monotonic()
+        # How long the reader takes to use a piece is none of the registry's time.
+        self._reader.limit.restart(BLOB_TIMEOUT)
+        piece = self._reader.read(amount)
+        self._reader.limit.stop()
+        self._came += len(piece)
+        self._waited += time.monotonic() - began
+        if self._waited >= LEAST_FOR:
+            if self._came < LEAST_RATE * self._waited:
+                slow = f"{self._came} bytes of the blob in {self._waited:.0f} s"
+                raise self._reader.failures.timeout(slow)
+            self._waited, self._came = 0.0, 0
+        return piece
 
     def __iter__(self) -> Iterator[bytes]:
         while piece := self.read():
@@ -422,14 +426,7 @@ class Blob:
 
     def close(self) -> None:
         """Give the connection back, or end it where the blob was not read to its end."""
-        dispose(self._response)
-
-
-def read_some(response: urllib3.BaseHTTPResponse, amount: int) -> bytes:
-    """Return what has come of a body, at least a byte; nothing at its end."""
-    # read1 came with urllib3 2.1; read waits until all of `amount` is there.
-    read = getattr(response, "read1", response.read)
-    return bytes(read(amount, decode_content=False) or b"")
+        self._reader.close()
 
 
 def dispose(response: urllib3.BaseHTTPResponse) -> None:
