@@ -16,6 +16,7 @@ from prewarm.platforms import DEFAULT
 from prewarm.rank import ranked
 from prewarm.reference import parse
 from prewarm.settings import DOCKER_HUB, Limits
+from prewarm.shares import payers_of
 
 IMAGES: Final = 100_000
 ROUNDS: Final = 3
@@ -64,7 +65,7 @@ def _image(number: int, chance: random.Random) -> tuple[Want, Seen]:
         projects=1 + number % 3,
         last_used=_NOW,
         weight=jobs * chance.random(),
-        only_project=None if number % 3 else f"team/{number % 977}",
+        payers=payers_of(f"team{number % 97}/{(number + n) % 977}" for n in range(1 + number % 3)),
     )
     holding = Holding("http://127.0.0.1:5000", True, want.reference.repository, held, state)
     return want, Seen(Descriptor(OCI_INDEX, digest, 1000), holdings=(holding,))

@@ -102,8 +102,8 @@ class Spend:
     pulls: int
     in_flight: bool = False
     """Not settled yet: its GETs may still be sent, so it counts as if it were spent now."""
-    project: str | None = None
-    """The path of the project that alone used what was pulled."""
+    payers: tuple[str, ...] = ()
+    """Who is charged for it, in equal parts: projects and namespaces (`shares`)."""
 
     def leaves_in(self, window: Window) -> float:
         """Return the seconds until it counts no more; at soonest, for one in flight; 0 if gone."""

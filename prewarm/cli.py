@@ -547,7 +547,8 @@ def simulate_command(options: Global, budgets: tuple[int, ...], as_json: bool) -
         window = present_window(settings, ledger)
     compared = sorted(set(budgets)) or useful_budgets(window.capacity)
     history = settings.gitlab.history if settings.gitlab else 0
-    found = simulate(images, compared, window.seconds, history)
+    share = settings.limits.pulls_per_project
+    found = simulate(images, compared, window.seconds, history, share)
     show_simulation(found, window.capacity, scanned=settings.gitlab is not None, as_json=as_json)
     return 0
 

@@ -115,8 +115,9 @@ class Carrier:
     def carry_out(self, plan: Plan) -> Iterator[Outcome]:
         """Do the steps that do something, at most `limits.parallel` at once; yield as they end.
 
-        Pulls are reserved in the order of the plan. Steps that share a digest run one after
-        another, so that the first brings it and the others find it.
+        Pulls are reserved in the order of the plan, those of users who have had their share last.
+        Steps that share a digest run one after another, so that the first brings it and the others
+        find it.
         """
         groups: dict[tuple[str, str | None], list[Copy | Tag]] = {}
         for step in plan.steps:
@@ -130,12 +131,15 @@ class Carrier:
                 for digest in holding.lost
             }
             self._remember_blobs(lost)
-        self.progress.begin(sum(map(len, groups.values())))
+        for group in groups.values():
+            group.sort(key=lambda step: isinstance(step, Tag))
+        ordered = sorted(groups.values(), key=_is_late)
+        self.progress.begin(sum(map(len, ordered)))
         with ThreadPoolExecutor(self.limits.parallel, "copy") as pool:
             turns = self._turns.issue(len(groups))
             pending: set[Future[list[Outcome]]] = {
                 pool.submit(self._group, group, turn)
-                for group, turn in zip(groups.values(), turns, strict=True)
+                for group, turn in zip(ordered, turns, strict=True)
             }
             while pending:
                 ended, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -579,6 +583,12 @@ class Carrier:
                 failure = error
         assert failure is not None
         raise failure
+
+
+def _is_late(group: Sequence[Copy | Tag]) -> bool:
+    """Whether what a group brings is for users who have had their share."""
+    copies = [step.late for step in group if isinstance(step, Copy)]
+    return bool(copies) and all(copies)
 
 
 def _verdict(image: Image) -> Step:

@@ -15,6 +15,7 @@ from typing import Final
 from prewarm.platforms import ALL, DEFAULT, Platform, Wanted, parse_platform
 from prewarm.reference import Reference, parse
 from prewarm.settings import Newest, Pin, Settings
+from prewarm.shares import payers_of
 from prewarm.tags import glob_match
 from prewarm.usage import UsedImage
 
@@ -38,8 +39,8 @@ class Want:
     """Jobs that failed because they could not pull it."""
     weight: float = 0.0
     """What the recent uses count for in the order of the plan (`weight_of`)."""
-    only_project: str | None = None
-    """The path of the project that uses it, where exactly one does."""
+    payers: tuple[str, ...] = ()
+    """Whose shares it is charged to (`shares.payers_of`); a pin to none."""
 
     @property
     def pinned(self) -> bool:
@@ -124,10 +125,6 @@ def weight(runs: Iterable[float]) -> float:
     return math.fsum((each + _UNUSED) ** _SPREAD for each in runs)
 
 
-def _only(use: UsedImage) -> str | None:
-    return use.weights[0][0] if len(use.weights) == 1 else None
-
-
 def _used_pin(settings: Settings, want: Want, use: UsedImage, known: Container[str]) -> Want:
     written = want.where in known or written_platforms(settings, want.reference.registry)
     return replace(
@@ -154,7 +151,7 @@ def _used(settings: Settings, use: UsedImage) -> Want:
         use.last_used,
         use.pull_failures,
         weight_of(use),
-        _only(use),
+        payers_of(project for project, _ in use.weights),
     )
 
 
@@ -196,7 +193,7 @@ def chosen(all_wants: Sequence[Want], asked: Sequence[Pin], settings: Settings) 
     known = {want.reference: want for want in all_wants}
     named = wants(settings, asked, {})
     # Fair shares are for what nobody asked for.
-    return tuple(replace(known.get(want.reference, want), only_project=None) for want in named)
+    return tuple(replace(known.get(want.reference, want), payers=()) for want in named)
 
 
 def skipped_by(want: Want, skip: Sequence[str]) -> str | None:

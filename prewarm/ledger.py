@@ -35,6 +35,7 @@ from prewarm.budget import (
 from prewarm.database import Database
 from prewarm.errors import Failure, UsageError
 from prewarm.manifest import Descriptor, Manifest
+from prewarm.shares import Shares, only_project, own_window
 from prewarm.site import Site
 from prewarm.sqlite import SqliteDatabase, opening
 from prewarm.uses import DEMAND_TABLES, SCHEMA, SCHEMA_DEMANDS, SCHEMA_PARTS, Uses
@@ -445,15 +446,15 @@ class Ledger(Uses):
         window: Window,
         now: Moment,
         reported: tuple[int, Moment] | None = None,
-        project: str | None = None,
+        payers: tuple[str, ...] = (),
         share: int | None = None,
     ) -> Reservation | Refusal:
         """Reserve pulls and GETs before a step starts, in one transaction with the sums.
 
         `reported` is what upstream says remains, and the moment before the HEAD that said so was
-        sent. `project` alone uses the image, and may have `share` pulls of a window, or one image.
-        Nothing is charged where it is refused. A written budget holds for all anonymous addresses
-        together (`Window.every_address`).
+        sent. The pulls are charged to the `payers`; a project that is the only one may have
+        `share` of a window, or one image. Nothing is charged where it is refused. A written budget
+        holds for all anonymous addresses together (`Window.every_address`).
         """
         with self._transaction(durable=True, alone=f"pulls from {registry}"):
             at = self._note_moment(now)
@@ -466,7 +467,7 @@ class Ledger(Uses):
             }
             refusal = (
                 self._own_refusal(account_rows, pulls, window, at)
-                or self._share_refusal(account_rows, pulls, window, at, project, share)
+                or self._share_refusal(account_rows, pulls, window, at, payers, share)
                 or self._upstream_refusal(account_rows, gets, window, reported)
             )
             if refusal is not None:
@@ -491,7 +492,7 @@ class Ledger(Uses):
                     "boot_id": now.boot_id,
                     "boot": now.boot,
                     "reserved": at,
-                    "project": project,
+                    "project": self._paying(account_rows, pulls, window, at, payers, share),
                 },
             )
             return reservation
@@ -504,7 +505,7 @@ class Ledger(Uses):
         window: Window,
         now: Moment,
         reported: tuple[int, Moment] | None = None,
-        project: str | None = None,
+        payers: tuple[str, ...] = (),
         share: int | None = None,
     ) -> Literal[True] | Refusal:
         """Change a reservation to these totals, as when an index has told its children.
@@ -523,7 +524,7 @@ class Ledger(Uses):
             refusal = None
             if pulls > held_pulls:
                 refusal = self._own_refusal(account_rows, pulls, window, at) or self._share_refusal(
-                    account_rows, pulls, window, at, project, share
+                    account_rows, pulls, window, at, payers, share
                 )
             if gets > held_gets and refusal is None:
                 refusal = self._upstream_refusal(account_rows, gets, window, reported)
@@ -615,18 +616,35 @@ class Ledger(Uses):
         pulls: int,
         window: Window,
         at: float,
-        project: str | None,
+        payers: tuple[str, ...],
         share: int | None,
     ) -> Refusal | None:
+        project = only_project(payers)
         if project is None or share is None or window.capacity is None or pulls <= 0:
             return None
         spends = self._spends(account_rows, at, window.seconds)
-        own = [spend for spend in spends if spend.project == project]
-        held = sum(spend.pulls for spend in own)
-        if not held or held + pulls <= share:
+        shares = Shares(share, window.capacity, spends)
+        if shares.exceeded(payers, pulls) is None:
             return None
-        until = next_free(own, Window(share, window.seconds), min(pulls, share))
+        own, its_window, parts = own_window(project, share, spends, window.seconds)
+        until = next_free(own, its_window, min(pulls, share) * parts)
         return Refusal("project-share", until, any(spend.in_flight for spend in own))
+
+    def _paying(
+        self,
+        account_rows: dict[str, str],
+        pulls: int,
+        window: Window,
+        at: float,
+        payers: tuple[str, ...],
+        share: int | None,
+    ) -> str | None:
+        """Return those who pay, as the ledger keeps them: a line each."""
+        if len(payers) > 1 and share is not None and window.capacity is not None:
+            spends = self._spends(account_rows, at, window.seconds)
+            shares = Shares(share, window.capacity, spends)
+            payers = shares.able(payers, pulls) or payers
+        return "\n".join(payers) or None
 
     def _upstream_refusal(
         self,
@@ -664,10 +682,10 @@ class Ledger(Uses):
             {**account_rows, "since": at - seconds},
         )
         return tuple(
-            Spend(0.0, pulls, in_flight=True, project=project)
+            Spend(0.0, pulls, in_flight=True, payers=_payers(text))
             if settled is None
-            else Spend(max(0.0, at - settled), pulls, project=project)
-            for settled, pulls, project in rows
+            else Spend(max(0.0, at - settled), pulls, payers=_payers(text))
+            for settled, pulls, text in rows
         )
 
     def _held(self, reservation: Reservation) -> tuple[int, int]:
@@ -1412,3 +1430,7 @@ def schema_version(path: Path) -> int:
             return version_of(database)
         finally:
             database.close()
+
+
+def _payers(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split("\n")) if text else ()

@@ -6,7 +6,7 @@ run has learned gives the rest of the run.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,6 +26,7 @@ from prewarm.errors import Failure
 from prewarm.manifest import Descriptor, Manifest
 from prewarm.platforms import ALL, Platform
 from prewarm.settings import Limits
+from prewarm.shares import Shares, in_turns, only_project, own_window
 from prewarm.words import counted
 
 State = Literal["fresh", "stale", "missing", "unknown"]
@@ -191,6 +192,8 @@ class Copy:
     reason: str
     at_most: int | None = None
     """Pulls that may be spent now, where the image is larger than an empty window."""
+    late: bool = False
+    """Its users have had their share of the window: it goes after what others use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +309,8 @@ def plan(
     """Decide each wanted image in the order given; `now` is seconds since the epoch.
 
     Two passes: first who goes now, the most wanted first and each only as a whole, so that two
-    pulls left go to the next image that fits; then when the others could.
+    pulls left go to the next image that fits, and those whose users have had their share last;
+    then when the others could.
     """
     purses = {name: _Purse(quota, limits) for name, quota in quotas.items()}
     steps = _first_pass(demand, purses, limits, skip)
@@ -342,12 +346,11 @@ class _Purse:
         self._capacity = quota.window.capacity
         self._pulls = remaining(quota.spends, quota.window)
         self._gets = 0
-        self._share = None if self._pulls is None else limits.pulls_per_project
-        self._spent: Counter[str] = Counter()
+        self._shares: Shares | None = None
+        if self._capacity is not None:
+            spends = [one for one in quota.spends if one.leaves_in(quota.window) > 0]
+            self._shares = Shares(limits.pulls_per_project, self._capacity, spends)
         self._words: dict[tuple[int, int], str] = {}
-        for spend in quota.spends:
-            if spend.project is not None and spend.leaves_in(quota.window) > 0:
-                self._spent[spend.project] += spend.pulls
 
     def refusal(self, want: Want, price: Cost, *, metered: bool) -> tuple[str, str] | None:
         """Return the code and the reason why the price cannot be paid now."""
@@ -374,14 +377,29 @@ class _Purse:
 
     def _unfair(self, want: Want, price: Cost) -> tuple[str, str] | None:
         """Refuse what would take more than its project's share; one image is always allowed."""
-        spent = self._spent[want.only_project] if want.only_project else 0
-        if self._share is None or not spent or spent + price.known_pulls <= self._share:
+        shares = self._shares
+        project = (
+            shares.exceeded(want.payers, price.known_pulls) if shares and want.payers else None
+        )
+        if shares is None or project is None:
             return None
         return (
             "project-share",
-            f"only {want.only_project} uses it, which has {counted(spent, 'pull')} of this window "
-            f"already (limits.pulls_per_project {self._share})",
+            f"only {project} uses it, which has {counted(shares.held(project), 'pull')} of this "
+            f"window already (limits.pulls_per_project {shares.share})",
         )
+
+    def is_late(self, want: Want, price: Cost) -> bool:
+        """Whether all who use the image have had their share: others go first."""
+        shares = self._shares
+        pulls = price.known_pulls
+        if shares is None or not want.payers or not pulls or not self._pulls:
+            return False
+        return shares.exceeded(want.payers, pulls) is None and not shares.able(want.payers, pulls)
+
+    def turns(self, payers: tuple[str, ...]) -> int:
+        """Return how many shares the users of an image have had."""
+        return 0 if self._shares is None else self._shares.turns(payers)
 
     def part(self, want: Want, *, metered: bool) -> int:
         """Return how many pulls an image larger than an empty window may spend now."""
@@ -392,10 +410,8 @@ class _Purse:
         if quota.reported is not None and metered:
             # The index itself may be one GET more.
             left = min(left, quota.reported.remaining - self._gets - quota.window.reserve - 1)
-        spent = self._spent[want.only_project] if want.only_project else 0
-        if self._share is not None and spent:
-            left = min(left, self._share - spent)
-        return max(0, left)
+        own = self._shares.left(want.payers) if self._shares is not None else None
+        return max(0, left if own is None else min(left, own))
 
     def larger(self, price: Cost) -> bool:
         return self._capacity is not None and 0 < self._capacity < price.known_pulls
@@ -404,8 +420,8 @@ class _Purse:
         if self._pulls is not None:
             self._pulls -= price.known_pulls
         self._gets += price.known_gets
-        if want.only_project is not None:
-            self._spent[want.only_project] += price.known_pulls
+        if want.payers and self._shares is not None:
+            self._shares.pay(want.payers, price.known_pulls)
 
 
 def _budget_words(window: Window, pulls: int, left: int) -> str:
@@ -435,25 +451,39 @@ def _first_pass(
     limits: Limits,
     skip: Sequence[str],
 ) -> list[Step | _Waiting]:
-    steps: list[Step | _Waiting] = []
+    steps: list[Step | _Waiting | None] = []
+    late: dict[tuple[str, tuple[str, ...]], deque[int]] = {}
     brought: dict[_Digest, _Siblings] = {}
     waiting: dict[_Digest, _Waiting] = {}
-    for want, seen in demand:
+    pairs = list(demand)
+
+    def decide(want: Want, seen: Seen, *, last: bool) -> Step | _Waiting | None:
         reference = want.reference
         digest = (reference.registry, reference.repository, seen.key)
-        payer = seen.payer or reference.registry
-        if (purse := purses.get(payer)) is None:
-            purse = purses[payer] = _Purse(_UNLIMITED, limits)
-        step = _decide(
-            want, seen, brought.get(digest, _ALONE), waiting.get(digest), purse, limits, skip
-        )
+        if (purse := purses.get(account := _account(want, seen))) is None:
+            purse = purses[account] = _Purse(_UNLIMITED, limits)
+        same, first = brought.get(digest, _ALONE), waiting.get(digest)
+        step = _decide(want, seen, same, first, purse, limits, skip, last=last)
         if isinstance(step, _Waiting):
             if step.first is None:
                 waiting[digest] = step
         elif isinstance(step, Copy) and step.at_most is None:
             brought.setdefault(digest, _Siblings()).note(step)
+        return step
+
+    for place, (want, seen) in enumerate(pairs):
+        step = decide(want, seen, last=False)
+        if step is None:
+            late.setdefault((_account(want, seen), want.payers), deque()).append(place)
         steps.append(step)
-    return steps
+    for place in in_turns(late, lambda key: purses[key[0]].turns(key[1])):
+        steps[place] = decide(*pairs[place], last=True)
+    return [step for step in steps if step is not None]
+
+
+def _account(want: Want, seen: Seen) -> str:
+    """Return the name of the quota that the image's pulls are charged to."""
+    return seen.payer or want.reference.registry
 
 
 @dataclass(slots=True)
@@ -495,7 +525,10 @@ def _decide(
     purse: _Purse,
     limits: Limits,
     skip: Sequence[str],
-) -> Step | _Waiting:
+    *,
+    last: bool,
+) -> Step | _Waiting | None:
+    """Decide one image; None where its users have had their share, and it is not the `last` try."""
     if skip and (pattern := skipped_by(want, skip)) is not None:
         return Skip(want, seen, "skip", f"matches skip: {pattern}")
     if seen.failure is not None:
@@ -522,21 +555,23 @@ def _decide(
             "pulls-per-image",
             f"costs {price.pulls} pulls, more than limits.pulls_per_image {limits.pulls_per_image}",
         )
-    asked = price
-    if purse.larger(price):
-        if (part := purse.part(want, metered=seen.metered)) > 0:
-            purse.pay(want, Cost(part, part + 1))
-            code, reason = _why(seen)
-            reason = f"{reason}; larger than a window, so in parts"
-            return Copy(want, seen, price, code, reason, part)
-        asked = Cost(1, 2)  # one child would do, with the index
+    # Of one that is larger than a window one child would do, with the index.
+    larger = purse.larger(price)
+    asked = Cost(1, 2) if larger else price
+    if not last and purse.is_late(want, asked):
+        return None
+    if larger and (part := purse.part(want, metered=seen.metered)) > 0:
+        purse.pay(want, Cost(part, part + 1))
+        code, reason = _why(seen)
+        reason = f"{reason}; larger than a window, so in parts"
+        return Copy(want, seen, price, code, reason, part, late=last)
     if (refused := purse.refusal(want, asked, metered=seen.metered)) is not None:
         why_not, words = refused
         if first is not None and first.code == why_not:
             words = f"with {first.want.reference.familiar}"
         return _Waiting(want, seen, price, why_not, words, first)
     purse.pay(want, price if seen.metered else replace(price, gets=0))
-    return Copy(want, seen, price, *_why(seen))
+    return Copy(want, seen, price, *_why(seen), late=last)
 
 
 def _first_failure(holdings: Iterable[Holding]) -> Failure:
@@ -582,14 +617,14 @@ class _Calendar:
         self._quotas = quotas
         self._share = share
         self._registries: dict[str, tuple[Forecast, int]] = {}
-        self._projects: dict[tuple[str, str], Forecast] = {}
+        self._projects: dict[tuple[str, str], tuple[Forecast, int]] = {}
 
     def place(self, want: Want, seen: Seen, pulls: int) -> float | None:
         """Place pulls and return the seconds from now until their time; None if they never fit.
 
         An image larger than an empty window comes in parts: the time is that of the first.
         """
-        registry, project = seen.payer or want.reference.registry, want.only_project
+        registry, project = _account(want, seen), only_project(want.payers)
         if (known := self._registries.get(registry)) is None:
             window = self._quotas.get(registry, _UNLIMITED).window
             if window.capacity is None:
@@ -600,12 +635,14 @@ class _Calendar:
         fitting = min(pulls, capacity)
         if project is None:
             return forecast.place(fitting)
-        if (own := self._projects.get((registry, project))) is None:
+        if (its_own := self._projects.get((registry, project))) is None:
             quota = self._quotas[registry]
-            spends = [spend for spend in quota.spends if spend.project == project]
-            own = Forecast(spends, Window(self._share, quota.window.seconds))
-            self._projects[registry, project] = own
-        return _place_in_both(forecast, fitting, own, min(pulls, self._share))
+            spends, window, parts = own_window(
+                project, self._share, quota.spends, quota.window.seconds
+            )
+            its_own = self._projects[registry, project] = Forecast(spends, window), parts
+        own, parts = its_own
+        return _place_in_both(forecast, fitting, own, min(pulls, self._share) * parts)
 
 
 def _place_in_both(wide: Forecast, pulls: int, own: Forecast, share: int) -> float | None:

@@ -20,6 +20,7 @@ from prewarm.manifest import Manifest, wanted_children
 from prewarm.observe import UpstreamSite, no_platform
 from prewarm.plan import Copy, Cost, Defer, Fail, Skip, Step, cost
 from prewarm.settings import Limits
+from prewarm.shares import only_project
 
 Now = Callable[[], Moment]
 
@@ -131,7 +132,7 @@ class Purchasing:
                 self._windows(upstream),
                 self._clock(),
                 reported,
-                image.want.only_project,
+                image.want.payers,
                 self._limits.pulls_per_project,
             )
             if isinstance(answer, Reservation):
@@ -226,7 +227,7 @@ class Purchasing:
                 window,
                 self._clock(),
                 bill.reported,
-                image.want.only_project,
+                image.want.payers,
                 self._limits.pulls_per_project,
             )
             if not isinstance(answer, Refusal):
@@ -306,7 +307,7 @@ def _refused(image: Image, price: Cost, refusal: Refusal, now: Moment) -> Defer:
         until = None if refusal.until is None else now.wall + refusal.until
         return Defer(image.want, image.seen, price, "budget", reason, until)
     if refusal.kind == "project-share":
-        project = image.want.only_project
+        project = only_project(image.want.payers)
         reason = f"only {project} uses it, which has had its share of the window meanwhile"
         until = None if refusal.until is None else now.wall + refusal.until
         return Defer(image.want, image.seen, price, "project-share", reason, until)

@@ -55,7 +55,7 @@ def record_of(settings: Settings, ledger: Ledger, now: Moment) -> tuple[Recorded
     listed = {upstream.name for upstream in settings.registries}
     metered = metered_registry(settings)
     found = []
-    for want in with_uses(settings, pins, ledger.used_images(since)):
+    for want in with_uses(settings, pins, ledger.used_images(since, now=now.wall)):
         if want.reference.registry not in listed:
             continue
         name = str(want.reference)
@@ -69,6 +69,7 @@ def record_of(settings: Settings, ledger: Ledger, now: Moment) -> tuple[Recorded
                 moves.get(name, ())[-tag.moves :] if tag and tag.moves else (),
                 pulls if want.reference.registry == metered else 0,
                 places.get(want.reference),
+                payers=want.payers,
                 mirrored=name not in never
                 and _may_be_mirrored(want, settings)
                 and pulls <= settings.limits.pulls_per_image,

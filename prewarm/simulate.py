@@ -10,17 +10,22 @@ from __future__ import annotations
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from prewarm.demand import weight
 from prewarm.history import DAY
 from prewarm.rank import STALE_GAIN, priority
-from prewarm.usage import LOUD, DayUses, decay
+from prewarm.shares import Shares, in_turns
+from prewarm.usage import DayUses, alarm, decay
 
 REPLAYED_DAYS: Final = 28
 """At most so many of the newest days are replayed."""
+_NOTHING: Final = 1e-9
+"""Runs that are what rounding has left."""
 _SHORTEST: Final = 3600
 """Seconds between two syncs at least, however short the window is."""
 
@@ -39,6 +44,8 @@ class Recorded:
     """Its place among the pins, if it is one."""
     mirrored: bool = True
     """Whether it may be mirrored; nothing serves the uses of one that may not."""
+    payers: tuple[str, ...] = ()
+    """Whose shares it is charged to, as in the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +80,24 @@ class Simulation:
 
 
 def simulate(
-    images: Iterable[Recorded], budgets: Sequence[int | None], window_seconds: int, history: float
+    images: Iterable[Recorded],
+    budgets: Sequence[int | None],
+    window_seconds: int,
+    history: float,
+    share: int | None = None,
 ) -> Simulation:
     """Replay the record against each budget; `history` is how many seconds of it a plan sees.
 
+    `share` is what the plan lets a project have of a window; hindsight knows no shares.
     The first half of the days, at most `history`, is what the first sync knows, as after a first
     scan; the others are replayed.
     """
     record = Record(images, window_seconds, history)
     courses = [
-        (Course(record, pulls, planned), Course(record, pulls, hindsight, knows_all=True))
+        (
+            Course(record, pulls, planned, share=share),
+            Course(record, pulls, hindsight, knows_all=True),
+        )
         for pulls in budgets
     ]
     follow(record, [course for both in courses for course in both])
@@ -134,8 +149,9 @@ class Ran:
     """The number of the image with the project."""
     day: int
     runs: int
-    weighs: int
-    """The same with LOUD for each that failed to pull it."""
+    project: int
+    failed: int
+    """Those which failed to pull it."""
 
 
 class Record:
@@ -160,9 +176,15 @@ class Record:
         self.to_come: list[list[int]] = []
         """The uses of each image until its tag moves first, until it moves again, and so on."""
         self.pairs = 0
+        self.failing: dict[int, list[tuple[int, int]]] = {}
+        """The images and pairs of each project whose jobs failed to pull some."""
         for number, image in enumerate(self.images):
             self._add(number, image)
         self.total = sum(map(sum, self.to_come))
+        for ran in (*self.learned, *chain.from_iterable(self.ran)):
+            if ran.project in self.failing:
+                self.failing[ran.project].append((ran.image, ran.pair))
+        self.failing = {project: sorted(set(both)) for project, both in self.failing.items()}
 
     def _add(self, number: int, image: Recorded) -> None:
         moves = sorted(
@@ -176,13 +198,15 @@ class Record:
         pairs: dict[int, int] = {}
         for use in image.uses:
             pair = pairs.setdefault(use.project, self.pairs + len(pairs))
-            louder = (LOUD - 1) * use.pull_failures
+            failed = use.pull_failures
+            if failed:
+                self.failing[use.project] = []
             if use.day * DAY < self.start:
-                self.learned.append(Ran(number, pair, use.day, use.runs, use.runs + louder))
+                self.learned.append(Ran(number, pair, use.day, use.runs, use.project, failed))
                 continue
             for step, runs in self._spread(use, image.reference):
-                self.ran[step].append(Ran(number, pair, use.day, runs, runs + louder))
-                louder = 0
+                self.ran[step].append(Ran(number, pair, use.day, runs, use.project, failed))
+                failed = 0
                 to_come[bisect_right(moves, step)] += runs
         self.pairs += len(pairs)
         self.to_come.append(to_come)
@@ -217,7 +241,10 @@ class View:
         self._day = record.start // DAY
         self._runs = [0.0] * record.pairs
         """The decayed runs of each pair."""
-        self._pairs: list[dict[int, None]] = [{} for _ in self.images]
+        self._failed = [0.0] * record.pairs
+        """The failed ones among them."""
+        self._pairs: list[dict[int, int]] = [{} for _ in self.images]
+        """The pairs of each image, each with its project."""
         self._by_day: dict[int, list[Ran]] = {}
         self._weigh(self._learn(record.learned))
 
@@ -245,20 +272,24 @@ class View:
     def _age(self, day: int) -> None:
         fade = decay(day - self._day)
         self._runs = [runs * fade for runs in self._runs]
+        self._failed = [failed * fade for failed in self._failed]
         self._day = day
         for old in [old for old in self._by_day if old < self._oldest]:
             for ran in self._by_day.pop(old):
-                left = self._runs[ran.pair] - ran.weighs * decay(day - old)
-                self._runs[ran.pair] = max(0.0, left)
+                left = decay(day - old)
+                self._runs[ran.pair] = max(0.0, self._runs[ran.pair] - ran.runs * left)
+                self._failed[ran.pair] = max(0.0, self._failed[ran.pair] - ran.failed * left)
 
     def _learn(self, rans: Iterable[Ran]) -> set[int]:
         """Take in what ran; return the images."""
         images = set()
         for ran in rans:
             images.add(ran.image)
-            self._pairs[ran.image][ran.pair] = None
+            self._pairs[ran.image][ran.pair] = ran.project
             if ran.day >= self._oldest:
-                self._runs[ran.pair] += ran.weighs * decay(self._day - ran.day)
+                left = decay(self._day - ran.day)
+                self._runs[ran.pair] += ran.runs * left
+                self._failed[ran.pair] += ran.failed * left
                 self._by_day.setdefault(ran.day, []).append(ran)
         for image in images:
             if not self.known[image]:
@@ -267,9 +298,31 @@ class View:
         return images
 
     def _weigh(self, images: Iterable[int]) -> None:
-        runs = self._runs
-        for image in images:
-            self.weights[image] = weight(runs[pair] for pair in self._pairs[image])
+        """Weigh images anew, and with one that jobs failed to pull the others of its project."""
+        found, failing = set(images), self._record.failing
+        for project in self._failing(found):
+            found.update(image for image, pair in failing[project] if self._failed[pair])
+        alarms = {project: self._alarm(failing[project]) for project in self._failing(found)}
+        runs, failed = self._runs, self._failed
+        for image in found:
+            self.weights[image] = weight(
+                runs[pair] + failed[pair] * alarms.get(project, 0.0)
+                for pair, project in self._pairs[image].items()
+            )
+
+    def _failing(self, images: Iterable[int]) -> Set[int]:
+        """Return the projects of images whose jobs failed to pull some image."""
+        failing = self._record.failing
+        if not failing:
+            return set()
+        return failing.keys() & {one for image in images for one in self._pairs[image].values()}
+
+    def _alarm(self, pairs: Iterable[tuple[int, int]]) -> float:
+        """Return what each failed pull of a project adds to the runs of its image."""
+        known = [pair for _, pair in pairs]
+        failed = math.fsum(self._failed[pair] for pair in known)
+        runs = math.fsum(self._runs[pair] for pair in known)
+        return alarm(failed, runs - failed) / failed if failed > _NOTHING else 0.0
 
 
 # --- what is done with a budget ---
@@ -300,9 +353,18 @@ class Course:
     """What the syncs of one budget do with the mirror, in one order."""
 
     def __init__(
-        self, record: Record, pulls: int | None, order: Order, *, knows_all: bool = False
+        self,
+        record: Record,
+        pulls: int | None,
+        order: Order,
+        *,
+        knows_all: bool = False,
+        share: int | None = None,
     ) -> None:
         self.pulls = pulls
+        self._share = (
+            None if pulls is None or share is None else share * record.step // record.window
+        )
         self._record = record
         self._order = order
         # Of a window that is shorter than a step, the step has the pulls of several.
@@ -330,12 +392,11 @@ class Course:
             self._missing[image] = images[image].pulls
             if self._held[image]:
                 self._open.add(image)
-        left = self._purse
-        for *_, image in sorted(
+        ordered = sorted(
             (self._order(view, image, self._missing[image], self._held[image]), image)
             for image in self._open
-        ):
-            left -= self._buy(image, left)
+        )
+        left = self._spend([image for *_, image in ordered])
         self.spent.append(self._purse - left if self.pulls is not None else 0)
         if (
             self.full_after is None
@@ -343,6 +404,34 @@ class Course:
             and all(map(self._held.__getitem__, self._open))
         ):
             self.full_after = (step + 1) * self._record.step // self._record.window
+
+    def _spend(self, ordered: Sequence[int]) -> float:
+        """Buy in this order, as `plan` does, and return the pulls that are left."""
+        images, left = self._record.images, self._purse
+        if self._share is None:
+            for image in ordered:
+                left -= self._buy(image, left)
+            return left
+        shares = Shares(self._share, int(left))
+        late: dict[tuple[str, ...], deque[int]] = {}
+        for place, image in enumerate(ordered):
+            payers, price = images[image].payers, min(self._missing[image], self._purse)
+            if not payers or not price or images[image].pin is not None:
+                left -= self._buy(image, left)
+            elif not left or shares.exceeded(payers, int(price)):
+                continue
+            elif shares.able(payers, int(price)):
+                left -= self._buy_for(image, left, shares)
+            else:
+                late.setdefault(payers, deque()).append(place)
+        for place in in_turns(late, shares.turns):
+            left -= self._buy_for(ordered[place], left, shares)
+        return left
+
+    def _buy_for(self, image: int, left: float, shares: Shares) -> float:
+        spent = self._buy(image, left)
+        shares.pay(self._record.images[image].payers, int(spent))
+        return spent
 
     def _buy(self, image: int, left: float) -> float:
         """Copy an image as a whole, or a part of one that is larger than a window; what it took."""

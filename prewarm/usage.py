@@ -87,7 +87,9 @@ class Runs:
     pull_failures: int
     last: float
     weight: int = 0
-    """The sum of the runs' `parts_of`, of those that failed to pull LOUD times."""
+    """The sum of the runs' `parts_of`."""
+    failed: int = 0
+    """That of those which failed to pull."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +332,8 @@ class _Use:
     """Each with the jobs that ran there."""
     weights: Counter[int] = field(default_factory=Counter)
     """By project, in millionths of a run."""
+    failed: Counter[int] = field(default_factory=Counter)
+    """By project, what the runs that failed to pull it weigh."""
     jobs: int = 0
     failures: int = 0
     last: float = 0.0
@@ -337,6 +341,7 @@ class _Use:
     def add_runs(self, runs: Iterable[Runs], platforms: Collection[str]) -> None:
         for one in runs:
             self.weights[one.project] += one.weight
+            self.failed[one.project] += one.failed
             self.jobs += one.runs
             self.failures += one.pull_failures
             self.last = max(self.last, one.last)
@@ -386,8 +391,10 @@ def used(
         if one.reference is not None:
             names.setdefault(one.project, one.path)
             found.setdefault((one.reference, one.via), _Use()).add_logged(one, at)
+    alarms = _alarms(found.values())
     images_used = [
-        _image(key, use, () if now is None else _weights(use, names)) for key, use in found.items()
+        _image(key, use, () if now is None else _weights(use, names, alarms))
+        for key, use in found.items()
     ]
     return tuple(sorted(images_used, key=lambda one: (-one.jobs, one.reference, one.via or "")))
 
@@ -398,11 +405,19 @@ def decay(days: float) -> float:
 
 
 LOUD: Final = 250
-"""Runs that a job which failed to pull an image stands for: it met one that was not warm.
+"""Runs that the failed pulls of a project stand for together: they met images that were not warm.
 
-Not all the weight there is: jobs can be made to fail, and one project would take all that a window
-has with a failed pull of each of some images that others use a little.
+Jobs can be made to fail. So a project has no more of this than it has other runs, and its images
+share it: one project cannot put many images before those that others use.
 """
+
+
+def alarm(failed: float, other: float) -> float:
+    """Return what a project's failed pulls add to its runs, all its images together.
+
+    `failed` is what the failed runs weigh, `other` what the project's other runs do, in runs.
+    """
+    return min(LOUD * min(1.0, failed), max(0.0, other))
 
 
 def parts_of(days: int) -> int:
@@ -443,9 +458,31 @@ def daily(
     }
 
 
-def _weights(use: _Use, names: Mapping[int, str]) -> tuple[tuple[str, float], ...]:
+def _alarms(uses: Iterable[_Use]) -> dict[int, float]:
+    """Return for each project what each of its failed pulls adds to the weight of an image."""
+    failed: Counter[int] = Counter()
+    runs: Counter[int] = Counter()
+    for use in uses:
+        failed.update(use.failed)
+        runs.update(use.weights)
+    return {
+        project: alarm(parts / WHOLE, (runs[project] - parts) / WHOLE) / parts
+        for project, parts in failed.items()
+        if parts
+    }
+
+
+def _weights(
+    use: _Use, names: Mapping[int, str], alarms: Mapping[int, float]
+) -> tuple[tuple[str, float], ...]:
     return tuple(
-        sorted((names.get(one, f"project {one}"), use.weights[one] / WHOLE) for one in use.projects)
+        sorted(
+            (
+                names.get(one, f"project {one}"),
+                use.weights[one] / WHOLE + use.failed[one] * alarms.get(one, 0.0),
+            )
+            for one in use.projects
+        )
     )
 
 

@@ -19,7 +19,6 @@ from prewarm.database import Database
 from prewarm.errors import Problem
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.usage import (
-    LOUD,
     WHOLE,
     DayUses,
     Logged,
@@ -706,12 +705,12 @@ _ROWS_OF_JOB: Final = f"{_ROWS} WHERE demand = :demand AND project = :project AN
 _PARTS: Final = " ".join(
     f"WHEN {days} THEN {parts_of(days)}" for days in takewhile(parts_of, count(1))
 )
+_FADED: Final = f"""CASE WHEN day >= :today THEN {WHOLE}
+                    ELSE CASE :today - day {_PARTS} ELSE 0 END END"""
 _RUNS: Final = f"""
     SELECT project, job, platform, CAST(SUM(runs) AS BIGINT), CAST(SUM(pull_failures) AS BIGINT),
            MAX(last),
-           CAST(SUM((runs + {LOUD - 1} * pull_failures)
-               * CASE WHEN day >= :today THEN {WHOLE}
-                           ELSE CASE :today - day {_PARTS} ELSE 0 END END) AS BIGINT)
+           CAST(SUM(runs * {_FADED}) AS BIGINT), CAST(SUM(pull_failures * {_FADED}) AS BIGINT)
     FROM job_runs
     WHERE demand = :demand AND day >= :day AND project = COALESCE(:project, project)
     GROUP BY project, job, platform"""  # noqa: S608 - only numbers of ours

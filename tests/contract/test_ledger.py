@@ -218,7 +218,7 @@ def test_reserve_and_extend_give_a_project_its_share_or_one_image(
     share = ("docker.io", "acme", "library/x", "sha256:0")
 
     def take(number: int, project: str) -> Reservation | Refusal:
-        return ledger.reserve("run", *share, number, number, Window(99), at(0), None, project, 3)
+        return ledger.reserve("run", *share, number, number, Window(99), at(0), None, (project,), 3)
 
     first = take(before, "team/a")
     assert isinstance(first, Reservation)
@@ -228,8 +228,27 @@ def test_reserve_and_extend_give_a_project_its_share_or_one_image(
     assert isinstance(answer, Reservation) if granted else answer == refused
     if not isinstance(answer, Reservation):
         answer = reserved(ledger, 0, at(0), window=Window(99))
-    more = ledger.extend(answer, pulls, pulls, Window(99), at(0), None, "team/a", 3)
+    more = ledger.extend(answer, pulls, pulls, Window(99), at(0), None, ("team/a",), 3)
     assert more == (True if granted else refused)
+
+
+def test_reserve_charges_those_of_several_users_who_have_room(ledger: Ledger) -> None:
+    def take(number: int, *payers: str) -> object:
+        image = ("docker.io", "acme", "library/x", "sha256:0")
+        return ledger.reserve("run", *image, number, number, Window(99), at(0), None, payers, 4)
+
+    taken = [take(4, "eve/a"), take(2, "eve/a", "team/b"), take(2, "eve/a", "team/c")]
+    # Those of several users are never refused here: the plan gives each its turn.
+    taken += [take(6, "eve/a", "team/b", "team/c")]
+    assert all(isinstance(one, Reservation) for one in taken)
+    spends = ledger.spends("docker.io", "acme", at(0), 6 * HOUR)
+    assert [spend.payers for spend in spends] == [
+        ("eve/a",),
+        ("team/b",),
+        ("team/c",),
+        ("team/b", "team/c"),
+    ]
+    assert take(1, "team/b") == Refusal("project-share", 6 * HOUR, in_flight=True)
 
 
 # What upstream reports
@@ -1132,9 +1151,9 @@ def test_reserve_counts_anonymous_pulls_of_an_unknown_address_for_every_address(
 ADDRESS, OTHER = "anonymous@192.0.2.7", "anonymous@2001:db8::7"
 
 
-def reserve_one(ledger: Ledger, account: str, window: Window, project: str | None = None) -> object:
+def reserve_one(ledger: Ledger, account: str, window: Window, *payers: str) -> object:
     step = ("r", "docker.io", account, "a", "d", 1, 1)
-    return ledger.reserve(*step, window, at(0), None, project, 2)
+    return ledger.reserve(*step, window, at(0), None, payers, 2)
 
 
 def test_reserve_written_budget_holds_for_all_anonymous_addresses(store: Store) -> None:

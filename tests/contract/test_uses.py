@@ -78,15 +78,25 @@ def test_used_images_weigh_the_runs_by_their_age_for_each_project(ledger: Ledger
             key(day=DAY_0 + 16): Count(2, 0, NOW, 9),
             key(project=2, day=DAY_0 - 7): Count(8, 0, NOW, 5),
             key(project=3, day=DAY_0 + 7): Count(2, 2, NOW, 5),
+            key(project=4, day=DAY_0 + 14): Count(600, 2, NOW, 5),
+            key(project=5, day=DAY_0 + 7): Count(8, 2, NOW, 5),
         },
     )
     define(ledger, row(), row("test"))
     define(ledger, row(), project=2)
-    define(ledger, row(), project=3)
+    for project in (3, 4, 5):
+        define(ledger, row(), project=project)
     logged = LogKey(1, "team/p1", "r", "image", "alpine:3", ALPINE, "", "", DAY_0 + 7)
     ledger.add_logged("/log", "1", {logged: (4, NOW)})
     (image,) = ledger.used_images(0.0, now=NOW)
-    assert dict(image.weights) == {"team/p1": 8 + 4 + 2 + 2, "team/p2": 1, "team/p3": LOUD}
+    assert dict(image.weights) == {
+        "team/p1": 8 + 4 + 2 + 2,
+        "team/p2": 1,
+        # Failed pulls count once, and no more than the other runs do.
+        "team/p3": 1,
+        "team/p4": 600 + LOUD,
+        "team/p5": 4 + 3,
+    }
 
 
 def test_used_images_of_one_project_leaves_out_the_others(ledger: Ledger) -> None:

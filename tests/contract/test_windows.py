@@ -33,6 +33,7 @@ from prewarm.rank import ranked
 from prewarm.reference import Reference, parse
 from prewarm.registry import Head, Registry
 from prewarm.settings import Limits, Mirror, Upstream
+from prewarm.shares import only_project
 from tests.contract.stores import SqliteStore, Store, new_database
 
 HUB, QUAY = "docker.io", "quay.io"
@@ -116,10 +117,8 @@ class Kind:
     @property
     def want(self) -> Want:
         source = "pin" if self.pinned else "history"
-        project = None if self.pinned else self.project
-        return Want(
-            self.reference, self.wanted, (source,), "", weight=self.weight, only_project=project
-        )
+        payers = (self.project,) if self.project and not self.pinned else ()
+        return Want(self.reference, self.wanted, (source,), "", weight=self.weight, payers=payers)
 
 
 @st.composite
@@ -576,7 +575,7 @@ class Site(RuleBasedStateMachine):
         worker.pause()
 
     def note_get(self, registry: str, content: Manifest, worker: Worker, image: Image) -> None:
-        project = image.want.only_project
+        project = only_project(image.want.payers)
         self.gets.append(
             Get(self.time, registry, project, worker.number, image.digest, content.is_index)
         )

@@ -370,7 +370,7 @@ def test_buy_index_of_more_children_than_its_project_has_left_waits_after_its_in
 
         def look(text: str) -> Image:
             image = buyer.look(text, "all")
-            want = replace(image.want, sources=("history",), only_project="team/a")
+            want = replace(image.want, sources=("history",), payers=("team/a",))
             image.step = replace(image.step, want=want)
             return image
 

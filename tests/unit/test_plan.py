@@ -34,6 +34,7 @@ from prewarm.plan import (
 from prewarm.platforms import Platform, Wanted
 from prewarm.reference import parse
 from prewarm.settings import Limits
+from prewarm.shares import only_project
 
 NOW = 1_800_000_000.0
 HOUR = 3600
@@ -549,16 +550,20 @@ def test_plan_more_budget_never_defers_an_earlier_image(world: World, more: int)
         assert first(after) >= first(before)
 
 
+def owned(project: str | None) -> tuple[str, ...]:
+    return () if project is None else (project,)
+
+
 @st.composite
 def projects_alone(draw: st.DrawFn) -> tuple[World, int]:
     """A world whose images and earlier pulls belong to projects, and the share of each."""
     world = draw(worlds())
     owners = st.sampled_from([None, "team/a", "team/b"])
     demand = tuple(
-        (replace(want, sources=("history",), only_project=draw(owners)), seen)
+        (replace(want, sources=("history",), payers=owned(draw(owners))), seen)
         for want, seen in world.demand
     )
-    spends = tuple(replace(spend, project=draw(owners)) for spend in world.hub.spends)
+    spends = tuple(replace(spend, payers=owned(draw(owners))) for spend in world.hub.spends)
     return World(demand, replace(world.hub, spends=spends)), draw(st.integers(1, 4))
 
 
@@ -569,14 +574,14 @@ def test_plan_gives_a_project_its_share_of_a_window_or_one_image(case: tuple[Wor
     window = world.hub.window
     spent: dict[str | None, int] = {None: 0, "team/a": 0, "team/b": 0}
     for spend in world.hub.spends:
-        spent[spend.project] += spend.pulls if spend.leaves_in(window) > 0 else 0
+        spent[only_project(spend.payers)] += spend.pulls if spend.leaves_in(window) > 0 else 0
     for step in planned(world.demand, world.hub, replace(Limits(), pulls_per_project=share)).steps:
-        project, price = step.want.only_project, pulls_of(step)
+        project, price = only_project(step.want.payers), pulls_of(step)
         if isinstance(step, Defer) and step.code == "project-share":
             assert step.cost is not None
             assert project is not None
             assert spent[project] + step.cost.known_pulls > share
-            own = [spend for spend in world.hub.spends if spend.project == project]
+            own = [spend for spend in world.hub.spends if spend.payers == owned(project)]
             soonest = next_free(
                 own, Window(share, window.seconds), min(step.cost.known_pulls, share)
             )
@@ -590,7 +595,7 @@ def test_plan_gives_a_project_its_share_of_a_window_or_one_image(case: tuple[Wor
 
 def test_plan_without_a_window_knows_no_shares() -> None:
     demand = [
-        (replace(one_want, only_project="team/a"), seen) for one_want, seen in singles("a:1", "b:1")
+        (replace(one_want, payers=("team/a",)), seen) for one_want, seen in singles("a:1", "b:1")
     ]
     limits = replace(Limits(), pulls_per_project=1)
     assert actions(planned(demand, quota(None), limits)) == ["copy", "copy"]

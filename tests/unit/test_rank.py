@@ -205,23 +205,19 @@ def weights(*runs: tuple[int, int, int], failures: int = 0) -> UsedImage:
     (image,) = used(
         {(project, "build"): [row] for project, _, _ in runs},
         {
-            (project, "build"): [
-                Runs(
-                    project,
-                    "build",
-                    "linux/amd64",
-                    number,
-                    failures,
-                    NOW,
-                    (number + (LOUD - 1) * failures) * parts_of(ago),
-                )
-            ]
+            (project, "build"): [ran(project, number, ago, failures)]
             for project, number, ago in runs
         },
         now=NOW,
         paths={project: f"team/{project}" for project, _, _ in runs},
     )
     return image
+
+
+def ran(project: int, number: int, ago: int = 0, failures: int = 0, job: str = "build") -> Runs:
+    """So many runs of a job and failed pulls, days ago."""
+    sums = number * parts_of(ago), failures * parts_of(ago)
+    return Runs(project, job, "linux/amd64", number, failures, NOW, *sums)
 
 
 def test_weights_halve_every_week() -> None:
@@ -236,12 +232,31 @@ def test_weight_of_many_projects_is_more_than_that_of_one_noisy_one() -> None:
     assert weight_of(many) > weight_of(weights((1, 60, 0))) > weight_of(weights((1, 50, 0)))
 
 
-def test_weight_of_a_failed_pull_is_far_more_than_that_of_a_run_but_not_of_all() -> None:
-    quiet, failed = weights((1, 1, 0)), weights((1, 1, 0), failures=1)
-    assert failed.pull_failures == 1
-    assert weight_of(failed) > weight_of(weights((1, 200, 0))) > weight_of(quiet)
-    # What many projects use is before what one has made to fail.
-    assert weight_of(weights(*((project, 10, 0) for project in range(20)))) > weight_of(failed)
+def failing(images: int, failures: int, honest: int) -> list[float]:
+    """Weigh images that a project's jobs failed to pull so often each, beside its other runs."""
+    names = [f"docker.io/library/i{number}:1" for number in range(images)]
+    rows = {(1, name): [Row(name, "image", name, name, None, "definition")] for name in names}
+    runs = {(1, name): [ran(1, failures, 0, failures, name)] for name in names}
+    rows[1, "good"] = [Row("good", "image", "z:1", "docker.io/library/z:1", None, "definition")]
+    runs[1, "good"] = [ran(1, honest, job="good")]
+    found = used(rows, runs, now=NOW, paths={1: "team/1"})
+    return [dict(one.weights)["team/1"] for one in found if one.reference in names]
+
+
+@pytest.mark.parametrize(
+    ("images", "failures", "honest", "each"),
+    [
+        pytest.param(1, 1, 1000, 1 + LOUD, id="a failed pull is far more than a run"),
+        pytest.param(1, 40, 1000, 40 + LOUD, id="once for all of them"),
+        pytest.param(40, 1, 1000, 1 + LOUD / 40, id="images share it"),
+        pytest.param(40, 1, 20, 1 + 20 / 40, id="no more than there are other runs"),
+        pytest.param(40, 1, 0, 1, id="jobs that do nothing but fail are runs"),
+    ],
+)
+def test_weight_of_failed_pulls_is_bounded_for_each_project(
+    images: int, failures: int, honest: int, each: float
+) -> None:
+    assert failing(images, failures, honest) == pytest.approx([each] * images)
 
 
 def test_weight_of_a_definition_without_runs_is_little_but_not_nothing() -> None:

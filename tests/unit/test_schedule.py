@@ -15,6 +15,7 @@ from prewarm.plan import Copy, Defer, Holding, Plan, Quota, Seen, action, plan
 from prewarm.platforms import Platform
 from prewarm.reference import parse
 from prewarm.settings import Limits
+from prewarm.shares import only_project
 
 NOW = 1_800_000_000.0
 HUB, QUAY = "docker.io", "quay.io"
@@ -46,7 +47,7 @@ class World:
             # What is in flight now is settled at once.
             aged = [replace(s, age=_age(s) + after, in_flight=False) for s in quota.spends]
             since = [
-                Spend(after - one.at, one.pulls, project=one.project)
+                Spend(after - one.at, one.pulls, payers=owned(one.project))
                 for one in pulled
                 if one.registry == name
             ]
@@ -62,6 +63,10 @@ class World:
         return capacity
 
 
+def owned(project: str | None) -> tuple[str, ...]:
+    return () if project is None else (project,)
+
+
 def _age(spend: Spend) -> float:
     return 0.0 if spend.in_flight else spend.age
 
@@ -71,7 +76,7 @@ def missing(text: str, project: str | None, children: int) -> tuple[Want, Seen]:
     content = Manifest(OCI_INDEX, text.encode())
     required = tuple(digest_of(f"{text} {n}".encode()) for n in range(children))
     want = Want(
-        parse(text), PLATFORMS[:children], ("history",), "CI", only_project=project, weight=1.0
+        parse(text), PLATFORMS[:children], ("history",), "CI", payers=owned(project), weight=1.0
     )
     holding = Holding("http://127.0.0.1:5000", True, want.reference.mirror_repository)
     descriptor = Descriptor(OCI_INDEX, content.digest, 100)
@@ -92,7 +97,7 @@ def worlds(draw: st.DrawFn) -> World:
     for name, length in LENGTHS.items():
         window = Window(draw(st.integers(1, 8)), length, draw(st.integers(0, 2)))
         ages = st.integers(0, 120).map(float)
-        spend = st.builds(Spend, ages, st.integers(1, 4), st.booleans(), owners)
+        spend = st.builds(Spend, ages, st.integers(1, 4), st.booleans(), owners.map(owned))
         spends = draw(st.lists(spend, max_size=4))
         quotas[name] = Quota("acme", window, "written", tuple(spends))
     return World(tuple(demand), quotas, draw(st.integers(1, 4)))
@@ -103,7 +108,7 @@ def pulled_now(found: Plan) -> list[Pulled]:
         Pulled(
             0.0,
             step.want.reference.registry,
-            step.want.only_project,
+            only_project(step.want.payers),
             step.cost.known_pulls if step.at_most is None else step.at_most,
         )
         for step in found.steps
@@ -113,7 +118,7 @@ def pulled_now(found: Plan) -> list[Pulled]:
 
 def spent_before(world: World) -> list[Pulled]:
     return [
-        Pulled(-_age(spend), name, spend.project, spend.pulls)
+        Pulled(-_age(spend), name, only_project(spend.payers), spend.pulls)
         for name, quota in world.quotas.items()
         for spend in quota.spends
     ]
@@ -150,7 +155,7 @@ ONE_SHARE = World(
 
 PART_OF_A_SHARE = World(
     (missing("docker.io/team/app:1", "team/a", 5),),
-    {HUB: Quota("acme", Window(3, 100), "written", (Spend(0.0, 1, project="team/a"),))},
+    {HUB: Quota("acme", Window(3, 100), "written", (Spend(0.0, 1, payers=("team/a",)),))},
     2,
 )
 """An image that comes in parts takes what is left of the share, though the window has more."""
@@ -168,7 +173,7 @@ def test_until_is_the_earliest_time_at_which_every_window_has_room(world: World)
         if not isinstance(step, Defer):
             continue
         assert step.code in {"budget", "project-share"}
-        registry, project = step.want.reference.registry, step.want.only_project
+        registry, project = step.want.reference.registry, only_project(step.want.payers)
         capacity = world.capacity(registry)
         if capacity == 0:
             assert step.until is None

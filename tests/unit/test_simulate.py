@@ -187,7 +187,7 @@ def test_view_weighs_as_the_plan_does(images: list[Recorded], history_days: int)
             view.advance(step)
             seen += record.ran[step - 1]
         rows = {
-            (ran.pair, str(ran.image)): [
+            (ran.project, str(ran.image)): [
                 Row(str(ran.image), "image", "", record.images[ran.image].reference, None, "trace")
             ]
             for ran in seen
@@ -195,9 +195,18 @@ def test_view_weighs_as_the_plan_does(images: list[Recorded], history_days: int)
         runs: dict[tuple[int, str], list[Runs]] = {}
         for ran in seen:
             if ran.day >= (now - record.history) // DAY:
-                weight = ran.weighs * parts_of(int(now // DAY) - ran.day)
-                runs.setdefault((ran.pair, str(ran.image)), []).append(
-                    Runs(ran.pair, str(ran.image), "", ran.runs, 0, 0.0, weight)
+                parts = parts_of(int(now // DAY) - ran.day)
+                runs.setdefault((ran.project, str(ran.image)), []).append(
+                    Runs(
+                        ran.project,
+                        str(ran.image),
+                        "",
+                        ran.runs,
+                        ran.failed,
+                        0.0,
+                        ran.runs * parts,
+                        ran.failed * parts,
+                    )
                 )
         weights = {one.reference: weight_of(one) for one in used(rows, runs, now=now)}
         for number, one in enumerate(record.images):
