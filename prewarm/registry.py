@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -41,6 +41,7 @@ from prewarm.manifest import (
     valid_digest,
 )
 from prewarm.proxies import is_loopback
+from prewarm.ratelimit import RateLimit
 from prewarm.reference import is_registry
 from prewarm.refusals import Refusal, Request, Role, login_cure, refusal, role_code
 from prewarm.transport import (
@@ -67,6 +68,14 @@ RETRY_FOR: Final = 60.0
 """Seconds after which no further try is started."""
 _BACKOFF: Final = (0.2, 3.0)
 _LONGEST_WAIT: Final = 30.0
+LIMITED_ROW = 2
+"""429s in a row that are waited for; after one more a registry is left alone for this run."""
+LIMITED_FOR = 120.0
+"""Seconds that a registry's 429s may make a run wait in total; then it is left alone, too."""
+_LIMITED_BACKOFF: Final = (1.0, 10.0)
+"""Seconds to wait after a 429 that names none."""
+_ALONE: Final = frozenset({"manifest", "blob"})
+"""Requests whose 429s say nothing about others: those for manifests are about the quota."""
 _REDIRECTS: Final = 5
 _TAG_PAGES: Final = 1000
 _SCOPES_PER_TOKEN: Final = 20
@@ -111,6 +120,8 @@ class _Answer:
     body: bytes
     challenges: tuple[Challenge, ...]
     url: str
+    moved: bool = False
+    """Whether a redirect led to another origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +238,7 @@ class Registry:
         self._credentials = credentials
         self._login_cure = login_cure
         self._bucket = Bucket(heads_per_minute) if heads_per_minute else None
+        self._limited = RateLimit(in_a_row=LIMITED_ROW, longest=_LONGEST_WAIT, total=LIMITED_FOR)
         self.until = inf
         """By the monotonic clock: nothing is waited for after it; what is under way is cut then."""
         self._connect_timeout = connect_timeout
@@ -791,9 +803,12 @@ class Registry:
         """Return the attempt's result; connection errors, some 5xx and 429 are tried again."""
         end = min(time.monotonic() + self._retry_for, self.until)
         for tried in range(1, tries + 1):
+            if access.request not in _ALONE:
+                self._wait_for_limit(end)
             if access.request == "head" and self._bucket:
                 left = max(0.0, self.until - time.monotonic())
                 self._transport.pause(min(self._bucket.take(), left))
+            sent = time.monotonic()
             try:
                 result = attempt()
             except RegistryError as error:
@@ -802,16 +817,36 @@ class Registry:
                 if not retried or tried == tries or time.monotonic() + wait > end:
                     raise
             else:
-                asked = self._wait(access, result, tried) if isinstance(result, _Answer) else None
+                asked = None
+                if isinstance(result, _Answer):
+                    asked = self._wait(access, result, tried, sent)
                 if asked is None or tried == tries or time.monotonic() + asked > end:
                     return result
                 wait = asked
             self._transport.pause(wait)
         raise AssertionError("the last try returns or raises")
 
-    def _wait(self, access: _Access, answer: _Answer, tried: int) -> float | None:
+    def _wait_for_limit(self, end: float) -> None:
+        """Wait as long as the registry's 429s ask; raise where that is too long."""
+        left = self._limited.left
+        if self._limited.given_up or time.monotonic() + left > end:
+            raise RegistryError(
+                role_code(self.role, "abuse-limit"),
+                f"{self.name}: too many requests: it answers 429, and is left alone in this run",
+                "run again later, lower limits.heads_per_minute, or log in",
+                status=429,
+                answered=False,
+            )
+        if left:
+            self._transport.pause(left)
+
+    def _wait(self, access: _Access, answer: _Answer, tried: int, sent: float) -> float | None:
         """Return the seconds after which the request is worth another try, None if it is not."""
         asked = read_retry_after(answer.headers)
+        if answer.status == 429 and access.request not in _ALONE and not answer.moved:
+            wait = _backoff(tried, _LIMITED_BACKOFF) if asked is None else asked
+            return self._limited.left if self._limited.refused(sent, wait) else None
+        self._limited.answered()
         if asked is not None and asked > _LONGEST_WAIT:
             return None
         if answer.status == 429:
@@ -834,8 +869,9 @@ class Registry:
         limit: int = _TOKEN_LIMIT,
     ) -> _Answer:
         """Return the answer, read, after the redirects of a GET or HEAD."""
-        response, url = self._redirected(method, url, headers, access, body, streamed=False)
-        return self._read(access, response, url, limit)
+        response, last = self._redirected(method, url, headers, access, body, streamed=False)
+        answer = self._read(access, response, last, limit)
+        return replace(answer, moved=_origin(last) != _origin(url))
 
     def _open(
         self, url: str, headers: Mapping[str, str], access: _Access
@@ -1067,9 +1103,9 @@ class Registry:
         return f"{self._base(access)}/blobs/{access.selector}"
 
 
-def _backoff(tried: int) -> float:
+def _backoff(tried: int, bounds: tuple[float, float] | None = None) -> float:
     """Return seconds to wait after the n-th try: doubled each time, with jitter."""
-    shortest, longest = _BACKOFF
+    shortest, longest = bounds or _BACKOFF
     doubled: float = shortest * 2 ** (tried - 1)
     return min(longest, doubled * random.uniform(1, 2))
 

@@ -70,6 +70,7 @@ def manifest_reply(request: Request) -> Response:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses that a test would notice."""
     monkeypatch.setattr(module, "_BACKOFF", (0.005, 0.02))
+    monkeypatch.setattr(module, "_LIMITED_BACKOFF", (0.005, 0.02))
 
 
 @pytest.fixture
@@ -1031,3 +1032,74 @@ def test_mount_blob_takes_it_from_another_repository_or_says_no(box: Sandbox) ->
         assert own.mount_blob("other", digest, "library/app")
         assert own.blob_size("other", digest) == len(blob)
         assert not own.mount_blob("other", "sha256:" + "0" * 64, "library/app")
+
+
+# --- 429 too many requests ---
+
+
+def code_of(own: Registry, repository: str) -> str:
+    try:
+        own.head(repository, "1")
+    except RegistryError as error:
+        return error.code
+    return ""
+
+
+def ask_all(own: Registry, images: int) -> list[str]:
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda number: code_of(own, f"app{number}"), range(images)))
+
+
+@pytest.mark.parametrize("after", ["1", None], ids=["Retry-After", "no Retry-After"])
+def test_registry_that_answers_429_to_every_head_is_left_alone_after_few(
+    after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LIMITED_BACKOFF", (0.1, 0.5))
+    headers = {"retry_after": after} if after else {}
+
+    def script(request: Request) -> Response:
+        return reply(429, b"slow down", **headers)
+
+    with Scripted(served(script)) as site, client(site.url) as own:
+        assert ask_all(own, 64) == ["abuse-limit"] * 64
+        # Eight threads that ask together, three times; each image would be asked three times.
+        assert len(site.paths("HEAD")) <= 24
+        with pytest.raises(RegistryError, match="is left alone in this run") as caught:
+            own.tags("app1")
+        assert (caught.value.status, caught.value.answered) == (429, False)
+
+
+def test_registry_that_answers_429_now_and_then_is_waited_for_in_total_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Good answers between them would let each image be waited for."""
+    monkeypatch.setattr(module, "LIMITED_FOR", 3.0)
+    seen: list[str] = []
+
+    def script(request: Request) -> Response:
+        seen.append(request.path)
+        if len(seen) % 2:
+            return reply(429, retry_after="1")
+        return manifest_reply(request)
+
+    with Scripted(served(script)) as site, client(site.url) as own:
+        codes = [code_of(own, f"app{number}") for number in range(64)]
+    assert codes[:2] == ["", ""]
+    assert set(codes[4:]) == {"abuse-limit"}
+
+
+def test_429_after_a_redirect_to_another_host_is_that_images_alone(quick: None) -> None:
+    def script(request: Request) -> Response:
+        if request.path.startswith("/v2/bad/"):
+            return reply(307, location=f"{other.url}/x")
+        return manifest_reply(request)
+
+    with (
+        Scripted(lambda _: reply(429, retry_after="3600")) as other,
+        Scripted(served(script)) as site,
+        client(site.url) as own,
+    ):
+        with pytest.raises(RegistryError) as caught:
+            own.head("bad", "1")
+        assert caught.value.code == "abuse-limit"
+        assert own.head("good", "1").descriptor.digest == DIGEST
