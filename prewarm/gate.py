@@ -5,7 +5,9 @@ fetched under a reservation, so no manifest GET can leave without one; blobs are
 with redirects followed here: TLS is then verified to the last hop (skopeo told to do without TLS
 towards the gate would do without it towards the CDN as well), interrupted blobs resume, and every
 byte is counted. Nothing but the digests of this run is answered, and only to who knows a password
-of this run: skopeo has it from a file, since everyone can read its command line.
+of this run: skopeo has it from a file, since everyone can read its command line. Connections of
+other users are reset, and those that have not shown the password are few and short: a local user
+who opens them by the thousand takes nothing from skopeo.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Final, Protocol
 
 from prewarm.errors import RegistryError
 from prewarm.login import Login
-from prewarm.loopback import LoopbackServer
+from prewarm.loopback import PATIENCE, LoopbackServer
 from prewarm.manifest import Manifest
 
 log = logging.getLogger("prewarm")
@@ -131,10 +133,14 @@ def _basic(login: Login) -> str:
 
 class _Server(LoopbackServer):
     what = "the gate"
+    at_once = 64
+    own_user_only = True
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = PATIENCE
+    server: _Server
     offers: dict[str, Offer]
     expected: str
 
@@ -155,6 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "")
         if not secrets.compare_digest(given.encode(), self.expected.encode()):
             return self._reply(401, "text/plain", b"", body=body)
+        self.server.prove(self.connection)
+        # skopeo reads no faster than its mirror takes.
+        self.connection.settimeout(None)
         if self.path == "/v2/":
             return self._reply(200, "application/json", b"{}", body=body)
         name, _, rest = self.path.removeprefix("/v2/").partition("/")

@@ -6,20 +6,17 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
-from typing import Any, Final
+from typing import Final
 
 from prewarm.errors import PrewarmError, UsageError
 from prewarm.exposition import CONTENT_TYPE
-from prewarm.loopback import LoopbackServer
+from prewarm.loopback import PATIENCE, LoopbackServer
 from prewarm.proxies import is_loopback
 
 log = logging.getLogger("prewarm")
 
 _TEXT: Final = "text/plain; charset=utf-8"
-_PATIENCE: Final = 10.0
-"""Seconds that a client may take to ask."""
 _AT_ONCE: Final = 16
 """Connections: whoever opens one after the other takes neither threads nor files from a sync."""
 
@@ -117,32 +114,11 @@ def _without_port(host: str) -> str:
 
 class _Server(LoopbackServer):
     what = "--listen"
-
-    def __init__(self, *args: Any) -> None:
-        self._open: dict[socket.socket, None] = {}
-        self._lock = threading.Lock()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own; where there are too many, the oldest has to go."""
-        with self._lock:
-            if len(self._open) >= _AT_ONCE:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                with suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)
-            self._open[request] = None
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """End a connection."""
-        with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
+    at_once = _AT_ONCE
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _PATIENCE
+    timeout = PATIENCE
     server_version = "prewarm"
     sys_version = ""
     pages: Callable[[str, str | None], tuple[int, str, bytes]]

@@ -6,19 +6,21 @@ import hashlib
 import http.client
 import os
 import re
+import socket
 import threading
 import time
 import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from prewarm import gate as gate_module
+from prewarm import loopback, skopeo
 from prewarm import registry as module
-from prewarm import skopeo
 from prewarm.credentials import authfile_in_memory
 from prewarm.errors import RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
@@ -26,11 +28,13 @@ from prewarm.login import Login
 from prewarm.manifest import Manifest
 from prewarm.registry import Registry
 from prewarm.transport import Blob
+from tests.e2e.host import wait_until
 from tests.real.scripted import Scripted, reply
 from tests.sandbox import Fault, Image, Layer, Sandbox
 from tests.sandbox.authority import Authority
 from tests.sandbox.images import digest_of
 from tests.sandbox.wire import Request, Response
+from tests.support.stranger import needs_root, stranger
 
 REPOSITORY = "library/app"
 
@@ -486,3 +490,84 @@ def test_bug_while_answering_is_told_in_the_log(
     while not caplog.records and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "IndexError" in caplog.text
+
+
+# Other users of the machine
+
+CROWD = """
+held = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(300)]
+print("connected", flush=True)
+ended = 0
+for one in held:
+    one.settimeout(20)
+    try:
+        ended += one.recv(1) == b""
+    except ConnectionResetError:
+        ended += 1
+print(ended, flush=True)
+time.sleep(60)
+"""
+
+
+def port_of(gate: Gate) -> str:
+    return gate.host.rpartition(":")[2]
+
+
+@needs_root
+def test_connections_of_another_user_are_reset(
+    box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo
+) -> None:
+    image = box.push(REPOSITORY, "1", single=True)
+    before = threading.active_count()
+    with stranger(CROWD, port_of(gate)) as crowd:
+        result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline() == "300\n"
+        wait_until(lambda: threading.active_count() <= before + 10, "end of the threads")
+
+
+def test_unknown_clients_without_the_password_hold_few_connections(
+    box: Sandbox, gate: Gate, hub: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback, "peer_uid", lambda _: None)
+    image = box.push(REPOSITORY, "1", single=True)
+    address = gate.offer(offer_of(image, hub))
+    before = threading.active_count()
+    path = f"/v2/{address.partition('/')[2]}/manifests/{image.digest}"
+    with ExitStack() as stack:
+        kept = http.client.HTTPConnection(gate.host, timeout=20)
+        stack.enter_context(closing(kept))
+        kept.request("GET", path, headers=authorization(gate.login))
+        assert kept.getresponse().read() == image.content
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", int(port_of(gate))), 20))
+        assert ask(gate, address, f"manifests/{image.digest}")[2] == image.content
+        wait_until(lambda: threading.active_count() <= before + 70, "end of the oldest")
+        # Who has shown the password is no stranger.
+        assert kept.sock is not None
+        kept.request("GET", path, headers=authorization(gate.login))
+        assert kept.getresponse().read() == image.content
+
+
+def test_client_that_sends_no_request_is_closed(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gate_module._Handler.timeout == loopback.PATIENCE
+    monkeypatch.setattr(gate_module._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", int(port_of(gate))), 20) as client:
+        client.sendall(b"GET /v2/ HTTP/1.1\r\nX: ")
+        assert client.recv(1) == b""
+
+
+def test_peer_uid_is_the_user_who_opened_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()):
+            accepted = server.accept()[0]
+            with accepted:
+                assert loopback.peer_uid(accepted) == os.geteuid()
+        with socket.create_connection(server.getsockname()) as client:
+            accepted = server.accept()[0]
+            client.close()
+            with accepted:
+                assert loopback.peer_uid(accepted) is None
