@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,9 +24,13 @@ from prewarm.settings import Gitlab
 from prewarm.traces import read as read_trace
 from prewarm.usage import (
     ABSENT,
+    NAMES_MAX,
+    ROWS_MAX,
+    UNUSED_MAX,
     Question,
     Row,
     absent_rows,
+    bounded,
     definition_rows,
     disagreement,
     questions,
@@ -33,6 +38,7 @@ from prewarm.usage import (
     trace_rows,
 )
 from prewarm.uses import KnownProject, Ran
+from prewarm.words import counted
 
 RELINT: Final = 7 * DAY
 """Seconds after which a definition, or a trace, is read again: what it draws on may have moved."""
@@ -122,10 +128,13 @@ class Namer:
             jobs = set(names)
             if read.definition is not None:
                 rows = definition_rows(read.definition, self._hosts)
-                jobs.update(map(plain, read.definition.jobs))
+                jobs.update(map(plain, islice(read.definition.jobs, ROWS_MAX)))
             rows += absent_rows(rows, names, ABSENT if read.definition is not None else _UNREAD)
+            rows, left_out = bounded(rows, {one.job: one.runs for one in ran})
             linted = self._now if read.settled else 0.0
             problems = read.problems[:_PROBLEMS_MAX]
+            if left_out:
+                problems = (_crowded(project, left_out), *problems)
             self._ledger.save_definition(project.id, rows, jobs, known.head, problems, linted)
         if self._settings.traces != "never":
             self._ask_traces(project, {one.job: one for one in ran})
@@ -334,6 +343,17 @@ class _Files:
     def match(self, pattern: str) -> Iterable[str]:  # noqa: ARG002 - a Source's
         """Find no files: that would take a request for every folder."""
         raise Unavailable("is a pattern, which only GitLab resolves", "let GitLab lint it")
+
+
+def _crowded(project: Project, left_out: int) -> Problem:
+    return Problem(
+        "warning",
+        "crowded",
+        project.path,
+        f"its CI definition names {counted(left_out, 'image')} more than the {NAMES_MAX} that count"
+        f" for one project ({UNUSED_MAX} of them for jobs that never ran)",
+        "remove names that no job needs, or pin the images",
+    )
 
 
 def _include(config_path: str) -> dict[str, str] | None:

@@ -42,6 +42,29 @@ def only_project(payers: tuple[str, ...]) -> str | None:
 
 
 _Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
+TURN: Final = 50
+"""Images that each project may have looked at before it is the others' turn; a namespace 4 times
+that."""
+
+
+def by_turns(items: Iterable[tuple[_Item, tuple[str, ...], float]]) -> list[_Item]:
+    """Return items with their payers and weights in the order to look at them.
+
+    The most wanted go first, but only so many of each project and namespace before those of the
+    others. What is charged to none is never held back.
+    """
+    seen: Counter[str] = Counter()
+    ordered = []
+    heavy = sorted(items, key=lambda item: -item[2])
+    for place, (item, payers, _) in enumerate(heavy):
+        turn = 0
+        if payers:
+            turn = min(max(seen[one] // TURN, seen[namespace(one)] // (4 * TURN)) for one in payers)
+            seen.update({*payers, *map(namespace, payers)})
+        ordered.append((turn, place, item))
+    ordered.sort(key=lambda one: one[:2])
+    return [item for _, _, item in ordered]
 
 
 def in_turns(late: Mapping[_Key, deque[int]], turns: Callable[[_Key], int]) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from prewarm.rank import ranked
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.session import Session
 from prewarm.settings import Newest, Pin, Settings
+from prewarm.shares import by_turns
 from prewarm.tags import newest
 from prewarm.usage import UsedImage
 
@@ -190,6 +192,7 @@ def list_tags(
 def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> list[Seen]:
     """Look at every image, up to `limits.checks` at once per registry; in the demand's order.
 
+    Pins are looked at first, then the most wanted, each project's and namespace's in their turn.
     A tag that has not moved for long is asked for upstream within `recheck` seconds only.
     """
     observer = replace(session.observer, recheck=recheck)
@@ -209,7 +212,7 @@ def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> l
             return Seen(failure=bug(want))
 
     by_registry: dict[str, list[Want]] = {}
-    for want in demand:
+    for want in by_turns((w, w.payers, math.inf if w.pinned else w.weight) for w in demand):
         if want.reference.registry in session.edges.upstreams:
             by_registry.setdefault(want.reference.registry, []).append(want)
     with ExitStack() as stack:

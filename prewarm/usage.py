@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -33,6 +34,16 @@ _CONTAINERS: Final = re.compile(r"docker|kubernetes")
 """Executors that start a container for the job."""
 TOOLS_MAX: Final = 20
 """Images of build tools that one trace may add: its author controls every word."""
+TRACE_IMAGES_MAX: Final = 50
+"""Images that one trace may name."""
+NAMES_MAX: Final = 500
+"""Images that the definition of one project may name, and those of its jobs that ran."""
+UNUSED_MAX: Final = 200
+"""Images that it may name for jobs that never ran."""
+ROWS_MAX: Final = 10_000
+"""Jobs with an image that are kept of one project."""
+TEXT_MAX: Final = 500
+"""Characters of a name that are kept."""
 HALF_LIFE: Final = 7.0
 """Days after which a run weighs half as much."""
 WHOLE: Final = 1_000_000
@@ -234,6 +245,31 @@ def absent_rows(rows: Iterable[Row], ran: Iterable[str], why: str = ABSENT) -> l
     return [Row(job, "image", "", None, why, "history") for job in ran if job not in known]
 
 
+def bounded(rows: Iterable[Row], runs: Mapping[str, int]) -> tuple[list[Row], int]:
+    """Return the rows that are kept of one project, and how many names are left out.
+
+    What jobs ran with goes first, the most runs first, then what only the definition names.
+    `runs` has the runs of each job.
+    """
+    kept: list[Row] = []
+    names: set[str] = set()
+    unused = 0
+    left_out: set[str] = set()
+    for row in sorted(rows, key=lambda row: -runs.get(row.job, 0)):
+        name = row.reference or row.text
+        if name and name not in names:
+            is_unused = not runs.get(row.job)
+            if len(names) >= NAMES_MAX or (is_unused and unused >= UNUSED_MAX):
+                left_out.add(name)
+                continue
+            names.add(name)
+            unused += is_unused
+        if len(kept) < ROWS_MAX:
+            text = row.text if len(row.text) <= TEXT_MAX else row.text[: TEXT_MAX - 1] + "…"
+            kept.append(replace(row, text=text))
+    return kept, len(left_out - names)
+
+
 # --- what to ask traces ---
 
 
@@ -295,14 +331,15 @@ def trace_rows(
             tools += 1
         image = named(seen.text, registry_prefix)
         reference = reference_of(image, hosts)
-        if reference is None or tools > TOOLS_MAX:
+        if reference is None or tools > TOOLS_MAX or len(rows) >= TRACE_IMAGES_MAX:
             continue
         certain = seen.trust == "runner"
         row = Row("", seen.kind, seen.text, reference, None, "trace", certain, None, image.via)
         rows[row] = None
     if trace.executor and not _CONTAINERS.search(trace.executor):
         rows[Row("", "image", "", None, None, "trace")] = None
-    return [replace(row, job=job, question=question.key) for job in question.jobs for row in rows]
+    told = (replace(row, job=job, question=question.key) for job in question.jobs for row in rows)
+    return list(islice(told, ROWS_MAX))
 
 
 def disagreement(question: Question, rows: Iterable[Row], told: Iterable[Row]) -> str | None:

@@ -188,6 +188,7 @@ class Ran:
     newest: int
     newest_failed: int
     """0 where none failed on a pull."""
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,13 +346,14 @@ class Uses:
     def ran_jobs(self, since: float) -> dict[int, tuple[Ran, ...]]:
         """Return the jobs that ran since then, by project."""
         found: dict[int, list[Ran]] = {}
-        for project, job, newest, failed in self._select(
-            """SELECT project, job, MAX(newest), MAX(newest_failed) FROM job_runs
+        for project, job, *rest in self._select(
+            """SELECT project, job, MAX(newest), MAX(newest_failed), CAST(SUM(runs) AS BIGINT)
+               FROM job_runs
                WHERE demand = :demand AND day >= :day
                GROUP BY project, job ORDER BY project, job""",
             day=_day(since),
         ):
-            found.setdefault(project, []).append(Ran(job, newest, failed))
+            found.setdefault(project, []).append(Ran(job, *rest))
         return {project: tuple(jobs) for project, jobs in found.items()}
 
     def add_pull_failure(self, project: int, job: str, number: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prewarm.usage import UNUSED_MAX
 from tests.e2e import host
 from tests.e2e.host import Host, Sync
 from tests.sandbox import Sandbox, ci_load
@@ -118,6 +119,25 @@ def test_sync_gives_one_project_no_more_than_its_share_of_a_window(ci: Ci, box: 
     assert ci.host.sync().named("defer") == ["m:1"]
     ci.host.let_time_pass(3 * 3600 + 60)
     assert ci.host.sync().named("copy") == ["m:1"]
+
+
+def test_sync_asks_for_few_of_the_names_that_one_project_floods_it_with(
+    ci: Ci, box: Sandbox
+) -> None:
+    push(box, "library/good:1")
+    jobs = "".join(f"j{number}: {{image: 'x{number}', script: [x]}}\n" for number in range(50_000))
+    project = ci.site.add_project("eve/app", jobs)
+    ci.site.add_job(project, "j7")
+    ci.jobs("team/app", "good:1", 2)
+    ci.configure([], registries={"docker.io": {"endpoint": box.hub.url}})
+    started = time.monotonic()
+    done = ci.host.sync()
+    print(f"50,000 names took {time.monotonic() - started:.1f} s")
+    assert done.named("copy") == ["good:1"]
+    assert len(box.hub.access.heads()) <= 2 * (UNUSED_MAX + 10)
+    assert [one["code"] for one in done.report["problems"] if one["where"] == "eve/app"] == [
+        "crowded"
+    ]
 
 
 def test_sync_of_a_named_image_asks_for_no_share(ci: Ci, box: Sandbox) -> None:

@@ -14,6 +14,7 @@ from prewarm.findings import Scan
 from prewarm.gitlab_client import Token as Secret
 from prewarm.ledger import Ledger
 from prewarm.settings import Gitlab as Settings
+from prewarm.usage import UNUSED_MAX
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, forbidden
 from tests.support.progress import Quiet
@@ -73,3 +74,20 @@ def test_scan_where_lint_refuses_never_asks_for_a_path_with_dots(site: Gitlab, p
     assert any("the path of its CI file has . or .." in one.problem for one in found.problems)
     assert not [entry for entry in site.access if "repository" in entry.path]
     assert {one.reference for one in found.images} == {X86}
+
+
+def test_scan_of_a_flood_of_names_counts_some_and_warns_once(site: Gitlab) -> None:
+    jobs = "".join(f"j{number}: {{image: 'x{number}', script: [x]}}\n" for number in range(3000))
+    project = site.add_project("eve/app", jobs)
+    site.add_job(project, "j7")
+    good = site.add_project("team/app", "b: {script: [make], image: 'good:1'}")
+    site.add_job(good, "b")
+    found = scanned(site)
+    assert len(found.images) == 1 + UNUSED_MAX + 1
+    assert [one.reference for one in found.images if one.jobs] == [
+        "docker.io/library/good:1",
+        "docker.io/library/x7:latest",
+    ]
+    (problem,) = found.problems
+    assert (problem.severity, problem.code, problem.where) == ("warning", "crowded", "eve/app")
+    assert f"{3000 - 1 - UNUSED_MAX} images more" in problem.problem.replace("\u202f", "")

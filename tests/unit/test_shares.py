@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from prewarm.platforms import DEFAULT
 from prewarm.rank import ranked
 from prewarm.reference import parse
 from prewarm.settings import Limits, Settings
-from prewarm.shares import FEW, Shares, payers_of
+from prewarm.shares import FEW, TURN, Shares, by_turns, payers_of
 from prewarm.simulate import Recorded, simulate
 from prewarm.usage import DayUses, Row, Runs, parts_of, used
 
@@ -227,3 +228,26 @@ def test_simulate_knows_the_same_shares() -> None:
     first = 10 * 90 + 10 * 80
     second = first + 20 * 90
     assert coverage(both, 5) == {"coverage": round((first + second) / 2 / total, 3)}
+
+
+@given(st.lists(st.tuples(st.frozensets(st.sampled_from(NAMES), max_size=4), st.floats(0, 9))))
+def test_by_turns_is_the_demand_the_most_wanted_first(
+    demand: list[tuple[frozenset[str], float]],
+) -> None:
+    items = [(place, payers_of(users), weight) for place, (users, weight) in enumerate(demand)]
+    found = by_turns(items)
+    assert sorted(found) == list(range(len(demand)))
+    if len(demand) <= TURN:
+        assert found == sorted(found, key=lambda place: -demand[place][1])
+
+
+def test_by_turns_lets_no_project_or_group_go_before_all_others() -> None:
+    flood = [(f"junk{n}", ("eve/a",), 1000.0) for n in range(3000)]
+    group = [(f"more{n}", (f"eve/{n}",), 1000.0) for n in range(3000)]
+    honest = [(f"honest{n}", ("team/a",), 1.0) for n in range(40)]
+    common = [("common", (), 0.5)]
+    pins = [("pin", (), math.inf)]
+    found = by_turns([*flood, *group, *honest, *common, *pins])
+    assert found[0] == "pin"
+    last = max(found.index(name) for name, *_ in (*honest, *common))
+    assert last <= 4 * TURN + len(honest) + 1

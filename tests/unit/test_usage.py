@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from prewarm.settings import Mirror
 from prewarm.traces import Trace, TraceImage
 from prewarm.usage import (
     BARE,
+    NAMES_MAX,
+    ROWS_MAX,
+    TEXT_MAX,
+    UNUSED_MAX,
     Question,
     Row,
     absent_rows,
+    bounded,
     definition_rows,
     disagreement,
     mirror_hosts,
@@ -238,3 +244,29 @@ def test_disagreement_of_a_trace_is_told(seen: str | None, contradicts: bool) ->
 
 def test_named_of_a_plain_text_is_its_reference() -> None:
     assert str(named("golang").reference) == "docker.io/library/golang:latest"
+
+
+def test_bounded_keeps_what_ran_most_and_counts_what_is_left_out() -> None:
+    def row(job: str, name: str) -> Row:
+        return Row(job, "image", name, f"docker.io/library/{name}:1", None, "definition")
+
+    flood = [row("one", f"junk{number}") for number in range(50_000)]
+    unused = [row(f"idle{number}", f"idle{number}") for number in range(1000)]
+    good = [row(f"good{number}", f"good{number}") for number in range(20)]
+    runs = {"one": 1} | {f"good{number}": 5 for number in range(20)}
+    kept, left_out = bounded([*unused, *flood, *good], runs)
+    assert kept[:20] == good
+    assert len(kept) == NAMES_MAX
+    assert left_out == 50_000 + 1000 + 20 - NAMES_MAX
+    kept, left_out = bounded([*unused, *good], runs)
+    assert (len(kept), left_out) == (20 + UNUSED_MAX, 1000 - UNUSED_MAX)
+
+
+def test_bounded_keeps_jobs_of_the_same_images_and_cuts_texts() -> None:
+    same = Row("", "image", "a:1", "docker.io/library/a:1", None, "definition")
+    open_ = Row("x", "image", "$X" * 10**6, None, "unknown", "definition")
+    rows = [replace(same, job=str(number)) for number in range(2 * ROWS_MAX)]
+    kept, left_out = bounded([open_, *rows], {})
+    assert (len(kept), left_out) == (ROWS_MAX, 0)
+    assert len(kept[0].text) == TEXT_MAX
+    assert kept[1:] == rows[: ROWS_MAX - 1]
