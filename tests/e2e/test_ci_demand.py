@@ -130,14 +130,11 @@ def test_sync_asks_for_few_of_the_names_that_one_project_floods_it_with(
     ci.site.add_job(project, "j7")
     ci.jobs("team/app", "good:1", 2)
     ci.configure([], registries={"docker.io": {"endpoint": box.hub.url}})
-    started = time.monotonic()
     done = ci.host.sync()
-    print(f"50,000 names took {time.monotonic() - started:.1f} s")
     assert done.named("copy") == ["good:1"]
     assert len(box.hub.access.heads()) <= 2 * (UNUSED_MAX + 10)
-    assert [one["code"] for one in done.report["problems"] if one["where"] == "eve/app"] == [
-        "crowded"
-    ]
+    codes = [one["code"] for one in done.report["problems"] if one["where"] == "eve/app"]
+    assert codes.count("crowded") == 1
 
 
 def test_sync_of_a_named_image_asks_for_no_share(ci: Ci, box: Sandbox) -> None:
