@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from prewarm import skopeo
 from prewarm.budget import Window
+from prewarm.causes import Cause, cause_of, last_words
 from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.image import Image
 from prewarm.ledger import Ledger
-from prewarm.manifest import Manifest, ManifestError
+from prewarm.manifest import Manifest, ManifestError, is_of
 from prewarm.observe import (
     MirrorSite,
     Observer,
     UpstreamSite,
     bug,
-    concerns_all,
     required_of,
     unsupported,
     words,
@@ -53,10 +54,12 @@ _SLOWEST: Final = 500_000
 _BASE_TIMEOUT: Final = 600.0
 _WRITING: Final = 3.0
 """Seconds that a mirror may take to have a blob of which it got the last byte."""
-_PASSING: Final = frozenset({"reset", "timeout", "copy", "mirror-server-error"})
-"""Failures of a copy that may be gone at a second try."""
 _TRIES: Final = 2
-"""Of a copy whose connection broke: manifests are at hand, so a second try costs no pull."""
+"""Of a copy whose failure may pass: manifests are at hand, so a second try costs no pull."""
+_PAUSE: Final = (0.5, 1.5)
+"""Seconds before the second try, at random between these."""
+_UNCONNECTED: Final = 3
+"""Repositories in a row for which skopeo could not connect to a mirror, or log in there."""
 
 
 @dataclass(frozen=True)
@@ -335,8 +338,6 @@ class Carrier:
                 if whole:
                     self._tag(image, content, site)
             except PrewarmError as error:
-                if concerns_all(error):
-                    site.failure = error.failure
                 image.note_failure(site.url, error.failure)
 
     def _read_through(self, image: Image, site: MirrorSite) -> None:
@@ -379,11 +380,16 @@ class Carrier:
     def _tag(self, image: Image, content: Manifest, site: MirrorSite) -> None:
         """Put the content under its tag, and look whether the mirror has all of it."""
         holding, reference = image.holdings[site.url], image.want.reference
-        if content.is_index or reference.digest is None:
-            site.registry.put_manifest(holding.repository, reference.selector, content)
-        head = site.registry.head(holding.repository, reference.selector)
-        there = self.observer.present(site, holding.repository, image.required, None)
-        if head.descriptor.digest != content.digest or there < set(image.required):
+        found = None
+        try:
+            if content.is_index or reference.digest is None:
+                site.registry.put_manifest(holding.repository, reference.selector, content)
+            with _absent_is_none():
+                found = site.registry.head(holding.repository, reference.selector).descriptor.digest
+            there = self.observer.present(site, holding.repository, image.required, None)
+        except RegistryError as error:
+            raise self._blamed(site, error) from None
+        if found != content.digest or there < set(image.required):
             raise PrewarmError(
                 "verify",
                 f"{site.url}: {holding.repository} is not whole after the copy of {reference}",
@@ -418,46 +424,84 @@ class Carrier:
         self._copy_held(image, site, manifest)
 
     def _copy_held(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
-        assert isinstance(self.tools, Tools)
-        timeout = _BASE_TIMEOUT + manifest.blob_bytes / _SLOWEST
         repository = image.holdings[site.url].repository
         sources = self._sources(image, manifest.digest, site)
         for last in (number == _TRIES for number in range(1, _TRIES + 1)):
             arrived = partial(self._moving.arrived, site.url, repository=repository, settled=False)
             offer = Offer(manifest, sources, self.progress.moved, arrived, image.known)
-            source = self.gate.offer(offer)
-            destination = self.tools.destinations[site.url]
-            command = skopeo.copy_command(
-                self.tools.program,
-                source,
-                self.authfile,
-                destination,
-                repository,
-                manifest.digest,
-                timeout,
-            )
-            try:
-                result = skopeo.run(
-                    command,
-                    self.tools.environment,
-                    timeout,
-                    self.stop,
-                    (self.authfile, destination.authfile),
-                )
-            finally:
-                self.gate.withdraw(source)
-                image.moved += offer.sent
+            result = self._run(image, site, offer)
             if result.returncode == 0:
+                site.connects.ended()
                 return
+            if result.stopped and (held_up := self._held_up(image)) is not None:
+                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+                raise EndedError(held_up)
+            cause = cause_of(
+                result.stderr,
+                f"{site.url}/{repository}",
+                login=site.registry.login_cure,
+                source=offer.failure,
+            )
+            log.debug("skopeo: %s", last_words(result.stderr))
+            error = self._judged(site, repository, cause)
+            # After the proof: of a full disk they take the last bytes.
             site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
-            error = self._why_failed(image, site, offer, result)
-            damaged = error.code == "bad-digest" and len(sources) > 1
-            if last or not (damaged or error.code in _PASSING):
+            if last or not cause.passing or error is not cause.error:
                 raise error
-            if damaged:
+            if error.code == "bad-digest" and len(sources) > 1:
                 # A mirror's disk may be; upstream's bytes decide.
                 self._note_damaged(*sources[0])
                 sources = sources[-1:]
+            self.stop.wait(random.uniform(*_PAUSE))
+
+    def _run(self, image: Image, site: MirrorSite, offer: Offer) -> skopeo.Result:
+        """Run skopeo for one manifest, from the gate to a mirror."""
+        assert isinstance(self.tools, Tools)
+        timeout = _BASE_TIMEOUT + offer.manifest.blob_bytes / _SLOWEST
+        destination = self.tools.destinations[site.url]
+        source = self.gate.offer(offer)
+        command = skopeo.copy_command(
+            self.tools.program,
+            source,
+            self.authfile,
+            destination,
+            image.holdings[site.url].repository,
+            offer.manifest.digest,
+            timeout,
+        )
+        descriptors = (self.authfile, destination.authfile)
+        try:
+            return skopeo.run(command, self.tools.environment, timeout, self.stop, descriptors)
+        finally:
+            self.gate.withdraw(source)
+            image.moved += offer.sent
+
+    def _judged(self, site: MirrorSite, repository: str, cause: Cause) -> PrewarmError:
+        """Return what a failed copy means, after the mirror had to prove that it works."""
+        error = cause.error
+        if cause.side != "mirror" and error.code != "timeout":
+            return error
+        if not cause.reached and site.connects.failed(repository) >= _UNCONNECTED:
+            # No image has a part in that: prewarm may connect there, but skopeo cannot.
+            site.failure = site.failure or site.of_all(error)
+        error = self._blamed(site, error)
+        if error is cause.error and cause.uploading and error.code == "mirror-server-error":
+            try:
+                # skopeo does not say what the mirror answered, or why.
+                site.registry.probe_upload(repository)
+            except RegistryError as own:
+                return self._blamed(site, own)
+        return error
+
+    def _blamed(self, site: MirrorSite, error: PrewarmError) -> PrewarmError:
+        """Return a failure at a mirror as that image's, or as the mirror's where that is proven."""
+        if error.code == "timeout" or (
+            error.code.startswith("mirror-") and error.code != "mirror-incomplete"
+        ):
+            site.check()
+        if (failure := site.failure) is not None:
+            return PrewarmError(failure.code, failure.text, failure.cure)
+        return error
 
     def _note_damaged(self, source: BlobSource, repository: str) -> None:
         """Keep that a mirror sent a blob of another content, for a person to look at its disk."""
@@ -467,16 +511,6 @@ class Carrier:
             f"{site.url}: a blob of {repository} is not what its digest says, upstream's was taken",
             "check its disk, delete the image there and let it be filled again",
         )
-
-    def _why_failed(
-        self, image: Image, site: MirrorSite, offer: Offer, result: skopeo.Result
-    ) -> PrewarmError:
-        if result.stopped and (held_up := self._held_up(image)) is not None:
-            raise EndedError(held_up)
-        if (source := offer.failure) is not None:
-            # It may be another mirror's: this one, to which it was copied, is not to blame.
-            return PrewarmError(source.code.removeprefix("mirror-"), source.text, source.cure)
-        return skopeo.failure(result.stderr, site.url, site.registry.login_cure)
 
     def _mount(self, site: MirrorSite, repository: str, blobs: Sequence[str]) -> bool:
         """Have the blobs that other repositories of the mirror hold in this one, too.
@@ -569,18 +603,21 @@ class Carrier:
 
     def _read(self, image: Image, manifest: Manifest, digest: str, size: int) -> bytes:
         failure: RegistryError | None = None
-        for source, repository in self._sources(image, manifest.digest):
+        sources = self._sources(image, manifest.digest)
+        # Upstream twice: bytes that were damaged on the way may come well.
+        for source, repository in (*sources, sources[-1]):
             try:
-                blob = source.open_blob(repository, digest)
-                try:
-                    content = b""
-                    while len(content) < size and (chunk := blob.read(size - len(content))):
-                        content += chunk
-                    return content
-                finally:
-                    blob.close()
+                content = _blob(source, repository, digest, size)
             except RegistryError as error:
                 failure = error
+                continue
+            if is_of(digest, content):
+                return content
+            failure = RegistryError(
+                "bad-digest",
+                f"{image.want.reference}: the bytes of its config are not those of the digest",
+                "run again; if it stays so, the image is broken upstream",
+            )
         assert failure is not None
         raise failure
 
@@ -589,6 +626,27 @@ def _is_late(group: Sequence[Copy | Tag]) -> bool:
     """Whether what a group brings is for users who have had their share."""
     copies = [step.late for step in group if isinstance(step, Copy)]
     return bool(copies) and all(copies)
+
+
+def _blob(source: BlobSource, repository: str, digest: str, size: int) -> bytes:
+    blob = source.open_blob(repository, digest)
+    try:
+        content = b""
+        while len(content) < size and (chunk := blob.read(size - len(content))):
+            content += chunk
+        return content
+    finally:
+        blob.close()
+
+
+@contextmanager
+def _absent_is_none() -> Iterator[None]:
+    """Go on where a registry does not have what it is asked for."""
+    try:
+        yield
+    except RegistryError as error:
+        if error.code != "not-found":
+            raise
 
 
 def _verdict(image: Image) -> Step:

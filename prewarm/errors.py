@@ -74,6 +74,7 @@ class RegistryError(PrewarmError):
         status: int | None = None,
         answered: bool = True,
         retry_after: float | None = None,
+        elsewhere: bool = False,
     ) -> None:
         super().__init__(code, text, cure)
         self.status = status
@@ -81,6 +82,8 @@ class RegistryError(PrewarmError):
         self.answered = answered
         self.retry_after = retry_after
         """Seconds that the server asked us to wait, from Retry-After."""
+        self.elsewhere = elsewhere
+        """Whether it came from another host, to which the registry had redirected the request."""
 
 
 @dataclass(frozen=True, slots=True)

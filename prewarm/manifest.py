@@ -33,6 +33,12 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
+def is_of(digest: str, content: bytes) -> bool:
+    """Whether the bytes are those of a valid digest."""
+    algorithm, _, value = digest.partition(":")
+    return hashlib.new(algorithm, content).hexdigest() == value
+
+
 class ManifestError(ValueError):
     """The bytes are not a manifest that can be mirrored; the text says why."""
 

@@ -5,6 +5,8 @@ Upstreams are asked by HEAD alone. Mirrors are ours: a manifest GET there costs 
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -26,9 +28,11 @@ from prewarm.manifest import (
 )
 from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import ALL, Wanted
+from prewarm.probe import PROBE_REPOSITORY
 from prewarm.reference import InvalidReference, Reference
 from prewarm.registry import Head, Registry
 from prewarm.settings import Mirror, Upstream
+from prewarm.streak import Streak
 
 
 class Memory(Protocol):
@@ -50,9 +54,11 @@ class MirrorSite:
     settings: Mirror
     registry: Registry
     failure: Failure | None = None
-    """Set by the first failure that is the mirror's and not an image's: it is then left alone."""
-    breaking: set[str] | None = field(default_factory=set)
-    """What it answered with a server error when asked; None once it has answered anything."""
+    """Set once the mirror itself is proven to fail, not only for one image: it is left alone."""
+    reads: Streak = field(default_factory=Streak)
+    """Repositories that could not be read."""
+    connects: Streak = field(default_factory=Streak)
+    """Repositories for which skopeo could not connect or log in."""
     damaged: Failure | None = None
     """Set by the first content there that is not what its digest says: it comes from elsewhere."""
 
@@ -68,6 +74,54 @@ class MirrorSite:
     def through(self) -> bool:
         """Whether it is a pull-through mirror, which is asked for manifests only to warm it."""
         return self.settings.through
+
+    def __post_init__(self) -> None:
+        self._checking = Lock()
+        self._checked = float("-inf")
+
+    def check(self) -> bool:
+        """Prove that the mirror works, else close it for this run; return whether it is open.
+
+        The proof of a mirror that is filled is an upload into a repository of prewarm's own. A
+        mirror that restarts is waited for, some seconds. Threads that wait share one proof.
+        """
+        came = time.monotonic()
+        with self._checking:
+            if self.failure is None and self._checked < came:
+                self.failure = self._disproof()
+                self._checked = time.monotonic()
+            return self.failure is None
+
+    def _disproof(self) -> Failure | None:
+        """Return why the mirror does not work, None where it does."""
+        for pause in (*_PAUSES, None):
+            try:
+                if self.target and not self.through:
+                    self.registry.put_blob(PROBE_REPOSITORY, _PROOF)
+                else:
+                    self.registry.ping()
+            except RegistryError as error:
+                if error.code == "interrupted":
+                    return None
+                if pause is None or error.code not in _PASSING:
+                    return self.of_all(error)
+            else:
+                return None
+            self.registry.pause(pause)
+        raise AssertionError("the last try returns")
+
+    def of_all(self, error: PrewarmError) -> Failure:
+        """Return a failure as the mirror's own: without the image that met it."""
+        _, _, text = error.text.partition(": ")
+        return Failure(error.code, f"{self.url}: {text or error.text}", error.cure)
+
+
+_PROOF = bytes(1 << 20)
+"""What is uploaded as a proof: always the same, so it is stored once. A full disk may have room for
+a few bytes."""
+_PAUSES = (0.5, 2.0)
+_PASSING = frozenset({"mirror-server-error", "mirror-reset", "mirror-unreachable"})
+"""Failures of a proof that another try may not meet."""
 
 
 @dataclass
@@ -89,8 +143,8 @@ class UpstreamSite:
     """Set when it cannot be reached at all: it is not asked again in this run."""
     closed: Failure | None = None
     """Set by the first 429 on a pull: no more manifest GETs in this run."""
-    breaking: set[str] | None = field(default_factory=set)
-    """Repositories about which it only broke off or erred; None once it has answered anything."""
+    breaking: Streak = field(default_factory=Streak)
+    """Repositories about which it only broke off or erred."""
     account_of: Callable[[str], str | None] | None = None
     """The user that a repository is asked as, where some have a login of their own."""
     quota_name: str = ""
@@ -166,26 +220,44 @@ class UpstreamSite:
         try:
             head = self.registry.head(repository, selector)
         except RegistryError as error:
-            self._note_error(repository, error)
-            raise
-        self.breaking = None
+            if error.elsewhere and error.code in UNREACHABLE:
+                error = _redirected(error)
+            self.note_error(repository, error)
+            raise error from None
+        self.breaking.ended()
         self.note(head.limit, asked)
         return head
 
-    def _note_error(self, repository: str, error: RegistryError) -> None:
-        """Keep what is the registry's own; one that errs about several images at once is down."""
+    def note_error(self, repository: str, error: RegistryError) -> None:
+        """Keep what is the registry's own: no image but every one would meet it.
+
+        One that errs about several images in a row is asked for itself, and down if that fails.
+        """
+        if error.code in UNREACHABLE:
+            self._close(error, error.code)
+            return
+        if error.code not in BREAKING and not error.elsewhere:
+            self.breaking.ended()
+            return
+        failed = self.breaking.failed(repository)
+        if failed >= _DOWN_ANYWAY or (failed and failed % _DOWN_AFTER == 0 and not self._answers()):
+            self._close(error, "unreachable", "answers nothing but errors")
+
+    def _answers(self) -> bool:
+        """Whether the registry answers about itself, whatever it does about images."""
+        try:
+            self.registry.ping()
+        except RegistryError as error:
+            return error.code == "interrupted"
+        return True
+
+    def _close(self, error: RegistryError, code: str, found: str = "") -> None:
+        """Let the registry be for this run; the text is the same for all its images."""
+        _, _, text = error.text.partition(": ")
+        text = f"{found} ({error.text})" if found else text or error.text
         with self.lock:
-            if error.code in UNREACHABLE:
-                # The text names the image that met it first: it is the same for all.
-                text = f"{self.settings.name}: {error.text.partition(': ')[2] or error.text}"
-                self.failure = self.failure or Failure(error.code, text, error.cure)
-            elif error.code not in BREAKING:
-                self.breaking = None
-            elif self.breaking is not None:
-                self.breaking.add(repository)
-                if len(self.breaking) >= _DOWN_AFTER and self.failure is None:
-                    text = f"{self.settings.name}: answers nothing but errors ({error.text})"
-                    self.failure = Failure("unreachable", text, error.cure)
+            if self.failure is None:
+                self.failure = Failure(code, f"{self.settings.name}: {text}", error.cure)
 
     def whole(self, seen: Seen) -> Seen:
         """Return what was seen of an image, its failure being the registry's where that is down."""
@@ -194,6 +266,17 @@ class UpstreamSite:
         if seen.failure.code not in BREAKING | UNREACHABLE:
             return seen
         return replace(seen, failure=self.failure)
+
+
+def _redirected(error: RegistryError) -> RegistryError:
+    """Return the failure of a host to which one image's request was redirected, as that image's."""
+    return RegistryError(
+        "bad-redirect",
+        f"{error.text} (it was redirected there)",
+        "check the registry's redirects, and whether this host can reach theirs",
+        answered=error.answered,
+        elsewhere=True,
+    )
 
 
 UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-http-credentials"})
@@ -205,23 +288,15 @@ _PUBLIC_FOR = 7 * 86400.0
 _QUIET = 86400.0
 """Seconds without a move before a tag is asked for less often than in each run."""
 _DOWN_AFTER = 3
-"""Images that met nothing else: a registry that has not answered any is then let be."""
-
-
-_MAYBE_ALL = frozenset({"mirror-server-error", "mirror-upstream"})
-"""Failures of a mirror that may be about one image, or show that it serves none."""
-_ABOUT_ONE = frozenset({"mirror-unsupported-manifest", "mirror-bad-manifest"})
+"""Repositories in a row that met nothing else: the registry itself is then asked for a proof."""
+_DOWN_ANYWAY = 12
+"""As many in a row are proof enough, though the registry may answer about itself."""
+_OF_ALL = frozenset({f"mirror-{code}" for code in UNREACHABLE} | {"mirror-delete-disabled"})
+"""Failures of a mirror that no image can cause."""
+_WRITING = frozenset({"mirror-full", "mirror-read-only", "mirror-denied"})
+"""Failures of a mirror for which a write is the proof."""
+_ABOUT_ONE = frozenset({"mirror-unsupported-manifest", "mirror-bad-manifest", "mirror-incomplete"})
 """What a mirror has under one tag is no image: nothing is wrong with the others."""
-
-
-def concerns_all(error: PrewarmError) -> bool:
-    """Whether a failure is the mirror's own, and so will be the same for its every image."""
-    if error.code in _ABOUT_ONE or error.code in {"mirror-incomplete", "mirror-upstream"}:
-        return False
-    refused = isinstance(error, RegistryError) and error.status == 400
-    if refused and error.code == "mirror-bad-answer":
-        return False
-    return error.code.startswith("mirror-")
 
 
 @dataclass(frozen=True)
@@ -404,31 +479,35 @@ class Observer:
         except RegistryError as error:
             # What is no image that we could have put there is in the way, not in use.
             if error.code in {"not-found", *_ABOUT_ONE}:
-                site.breaking = None
+                site.reads.ended()
                 return Look(site, holding, None)
             self.note_failure(site, error)
             return Look(site, replace(holding, state="unknown", failure=error.failure), None)
-        site.breaking = None
+        site.reads.ended()
         return Look(site, replace(holding, digest=head.descriptor.digest), manifest)
 
     def note_failure(self, site: MirrorSite, error: RegistryError) -> None:
-        """Keep a failure that is the mirror's own, so that it is asked no more in this run.
+        """Keep a failure to read that is the mirror's own: it is asked no more in this run.
 
         registry:2 answers 500 for a tag whose manifest is damaged on its disk, and for no other
-        (measured on 2.8.2): so that alone is not the mirror's.
+        (measured on 2.8.2), and a path may hang or be refused for one repository: so it takes
+        several of them in a row, and then a proof.
         """
         if error.code == "bad-digest" and not site.target:
             # Of a target the image tells it, which is then not whole there.
             site.damaged = site.damaged or error.failure
-        if error.code in _MAYBE_ALL:
-            if site.breaking is None:
-                return
-            site.breaking.add(error.text)
-            if len(site.breaking) < _DOWN_AFTER:
-                return
-            site.failure = error.failure
-        if concerns_all(error):
-            site.failure = error.failure
+        if error.code in _ABOUT_ONE or not error.code.startswith("mirror-"):
+            return
+        if error.code in _OF_ALL and not error.elsewhere:
+            site.failure = site.failure or site.of_all(error)
+            return
+        failed = site.reads.failed(_repository(error))
+        if error.code in _WRITING or (failed and failed % _DOWN_AFTER == 0):
+            site.check()
+        if failed >= _DOWN_ANYWAY and site.failure is None:
+            failure = site.of_all(error)
+            text = f"{failure.text}, as for {failed} repositories in a row"
+            site.failure = replace(failure, text=text)
 
     def fetch(self, site: MirrorSite, repository: str, digest: str) -> Manifest:
         """Return a manifest that a mirror holds, from memory if it is there."""
@@ -528,6 +607,11 @@ class Observer:
             if manifest is not None:
                 sizes[digest] = manifest.blob_bytes
         return sizes
+
+
+def _repository(error: RegistryError) -> str:
+    """Return the repository that a failure is about, as its text names it."""
+    return re.sub(r"[:@][^/]*$", "", error.text.partition(": ")[0])
 
 
 def is_due(tag: SeenTag, recheck: float, now: float) -> bool:

@@ -22,6 +22,10 @@ _NO_SPACE = re.compile(
     rb'no space left|disk quota exceeded|"Err"\s*:\s*(?:28|122)\b', re.IGNORECASE
 )
 _READ_ONLY = re.compile(rb'read-only file system|"Err"\s*:\s*30\b', re.IGNORECASE)
+_NO_RIGHT = re.compile(rb'permission denied|"Err"\s*:\s*(?:1|13)\b', re.IGNORECASE)
+BAD_UPLOAD: Final = (
+    "check the network, and a proxy before the mirror, for what alters uploads; run again"
+)
 _QUOTA = re.compile(rb"pull rate limit|TOOMANYREQUESTS", re.IGNORECASE)
 _TLS_PORT = re.compile(rb"HTTP request (?:was sent )?to an? HTTPS (?:server|port)", re.IGNORECASE)
 
@@ -74,6 +78,9 @@ def refusal(
     login = login or login_cure(host)
     if _TLS_PORT.search(body) and status == 400:
         return Refusal("tls", "speaks TLS, but was asked over plain http", "write https:// there")
+    if status == 404 and request == "blob":
+        text = "blob not found, though the manifest names it"
+        return Refusal("not-found", text, "push the image there again, or pin another tag of it")
     if status == 404:
         return Refusal("not-found", "does not exist", "check the name and the tag")
     if status in {401, 403}:
@@ -141,6 +148,15 @@ def _mirror(request: Request, status: int, body: bytes) -> Refusal | None:
         return Refusal(
             "read-only", "its file system is read-only", "remount it; the disk may be failing"
         )
+    if request == "upload" and status >= 500 and _NO_RIGHT.search(body):
+        return Refusal(
+            "denied",
+            "permission denied: it cannot write to this folder of its storage",
+            "chown the folder to the user it runs as (garbage-collect as root leaves such folders)",
+        )
+    if request == "upload" and status == 400 and error_code(body) == "DIGEST_INVALID":
+        text = "received other bytes than were sent (digest invalid)"
+        return Refusal("bad-upload", text, BAD_UPLOAD)
     if status == 405 and error_code(body) == "UNSUPPORTED":
         if request == "delete":
             return Refusal(

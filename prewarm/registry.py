@@ -14,9 +14,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -195,6 +195,7 @@ def _again(error: RegistryError) -> RegistryError:
         status=error.status,
         answered=error.answered,
         retry_after=error.retry_after,
+        elsewhere=error.elsewhere,
     )
 
 
@@ -274,6 +275,17 @@ class Registry:
     def cut(self) -> None:
         """Break off what is under way and ask nothing any more: from any thread, to end a run."""
         self._transport.cut()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not after `cut`."""
+        self._transport.pause(seconds)
+
+    def ping(self) -> None:
+        """Ask the registry itself, at /v2/, once: raises RegistryError where that fails, too."""
+        access = _Access("tags", "")
+        answer = self._base_answer(access, tries=1)
+        if answer.status >= 500:
+            self._refuse(answer, access)
 
     # Manifests
 
@@ -537,10 +549,10 @@ class Registry:
         own = f"repository:{self._prefix}{access.repository}:{access.actions}"
         return self._scopes.get((access.repository, access.actions), own)
 
-    def _base_answer(self, access: _Access) -> _Answer:
+    def _base_answer(self, access: _Access, tries: int = _TRIES) -> _Answer:
         """Ask /v2/ without credentials."""
         return self._attempts(
-            access, _TRIES, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
+            access, tries, lambda: self._follow("GET", f"{self._origin}/v2/", {}, access)
         )
 
     def _challenge(self, access: _Access, scheme: str) -> Challenge | None:
@@ -870,8 +882,10 @@ class Registry:
     ) -> _Answer:
         """Return the answer, read, after the redirects of a GET or HEAD."""
         response, last = self._redirected(method, url, headers, access, body, streamed=False)
-        answer = self._read(access, response, last, limit)
-        return replace(answer, moved=_origin(last) != _origin(url))
+        elsewhere = _origin(last) != _origin(url)
+        with _marking(elsewhere=elsewhere):
+            answer = self._read(access, response, last, limit)
+        return replace(answer, moved=elsewhere)
 
     def _open(
         self, url: str, headers: Mapping[str, str], access: _Access
@@ -900,15 +914,22 @@ class Registry:
         ends = time.monotonic() + self._longest(method, body, streamed=streamed)
         bare = {name: value for name, value in headers.items() if name != "Authorization"}
         for _ in range(_REDIRECTS + 1):
-            sent = headers if _origin(url) == origin else bare
+            own = _origin(url) == origin
             total = min(ends, self.until) - time.monotonic()
-            response = self._transport.send(
-                method, url, sent, body, where=where, streamed=streamed, total=total
-            )
-            moved = response.status in _MOVED and method in {"GET", "HEAD"}
-            if not moved:
-                return response, url
-            self._read(access, response, url, _TOKEN_LIMIT)
+            with _marking(elsewhere=not own):
+                response = self._transport.send(
+                    method,
+                    url,
+                    headers if own else bare,
+                    body,
+                    where=where,
+                    streamed=streamed,
+                    total=total,
+                )
+                moved = response.status in _MOVED and method in {"GET", "HEAD"}
+                if not moved:
+                    return response, url
+                self._read(access, response, url, _TOKEN_LIMIT)
             url = self._target(access, url, response.headers.get("location", ""))
         raise self._error(
             "too-many-redirects", access, f"more than {_REDIRECTS} redirects", "check the registry"
@@ -1101,6 +1122,16 @@ class Registry:
 
     def _blob_path(self, access: _Access) -> str:
         return f"{self._base(access)}/blobs/{access.selector}"
+
+
+@contextmanager
+def _marking(*, elsewhere: bool) -> Iterator[None]:
+    """Mark a failure as that of another host than the one that was asked."""
+    try:
+        yield
+    except RegistryError as error:
+        error.elsewhere = error.elsewhere or elsewhere
+        raise
 
 
 def _backoff(tried: int, bounds: tuple[float, float] | None = None) -> float:

@@ -24,16 +24,6 @@ _OVER_LIMIT: Final = frozenset({"pulls-per-image", "image-size"})
 """Skips that a person may not have expected."""
 HOST_CODES: Final = frozenset({"skopeo-missing", "skopeo-old", "policy-missing"})
 """Failures that are this host's: no image can be copied."""
-_ONE_IMAGE: Final = frozenset(
-    {
-        "mirror-unsupported-manifest",
-        "mirror-bad-manifest",
-        "mirror-incomplete",
-        "mirror-bad-answer",
-        "mirror-upstream",
-    }
-)
-"""Failures of a mirror that may be about one image, and another about the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +117,20 @@ def _problems(outcome: Outcome) -> Iterable[Problem]:
 
 def distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Return each problem once, and what is wrong with a whole registry once for the registry."""
+    told = tuple(problems)
+    whole = {(one.code, one.where) for one in told if _of_all(one)}
     found: dict[tuple[str, str, str], Problem] = {}
-    for problem in problems:
-        mirror = problem.code.startswith("mirror-") and problem.code not in _ONE_IMAGE
-        whole = mirror or problem.code in UPSTREAM_CODES
-        found.setdefault((problem.code, problem.where, "" if whole else problem.problem), problem)
+    for problem in told:
+        place = problem.code, problem.where
+        found.setdefault((*place, "" if place in whole else problem.problem), problem)
     return tuple(found.values())
+
+
+def _of_all(problem: Problem) -> bool:
+    """Whether a problem is that of a whole registry, not of one image on it."""
+    if problem.code.startswith("mirror-"):
+        return problem.problem.startswith((f"{problem.where}: ", f"{problem.where} "))
+    return problem.code in UPSTREAM_CODES
 
 
 def to_json(report: Report) -> dict[str, Any]:

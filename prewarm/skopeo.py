@@ -1,4 +1,4 @@
-"""skopeo, the program that copies: its command line (pure), its run, the meaning of its failures.
+"""skopeo, the program that copies: its command line (pure), its run, the uploads that it left open.
 
 skopeo reads each image from our own gate on loopback (`gate`), so it holds no credentials of an
 upstream and sends no manifest request to one, whatever it retries.
@@ -209,110 +209,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         return
-
-
-# registry:2 refuses to cancel an upload of which it wrote some bytes (measured on 2.8.2).
-_MAKE_ROOM: Final = (
-    "free space on it: delete the _uploads folders in its storage, where the broken upload "
-    "lies, or unwanted images, then garbage-collect; else look at its log"
-)
-_CAUSES: Final[tuple[tuple[str, str, str, str], ...]] = (
-    # What the last lines of stderr hold, the code, the cause, the cure. The texts are those of
-    # skopeo 1.9.3 to 1.18, seen against registry 2.8. The source is our gate: what goes wrong
-    # there is known better than skopeo can tell, so these speak of the mirror.
-    (
-        r"no space left|status: 500|invalid status code from registry 500|\"Err\":28",
-        "mirror-full",
-        "the mirror answered 500 to an upload, as it does when its disk is full",
-        _MAKE_ROOM,
-    ),
-    (
-        # Its answer to the end of an upload of which it could not keep the beginning.
-        r"blob upload invalid",
-        "mirror-full",
-        "the mirror lost a part of an upload, as it does when its disk is full",
-        _MAKE_ROOM,
-    ),
-    (
-        r"\b405\b|unsupported|[Mm]ethod not allowed",
-        "mirror-read-only",
-        "the mirror takes no uploads",
-        "end its read-only maintenance; a proxy cannot be a push mirror",
-    ),
-    (
-        r"unauthorized|authentication required|\b401\b",
-        "mirror-unauthorized",
-        "the mirror refused the credentials",
-        "",  # as the caller knows where logins are kept
-    ),
-    (
-        r"denied|\b403\b",
-        "mirror-denied",
-        "the mirror does not let this account write",
-        "give the account the right to push",
-    ),
-    (
-        r"x509|certificate",
-        "mirror-tls",
-        "the mirror's certificate is not trusted",
-        "set ca: of the mirror in images.yml",
-    ),
-    (
-        r"server gave HTTP response to HTTPS client",
-        "mirror-tls",
-        "the mirror speaks plain HTTP",
-        "write its url with http://, or give it a certificate",
-    ),
-    (
-        r"connection refused|no such host|network is unreachable|no route to host",
-        "mirror-unreachable",
-        "the mirror cannot be reached",
-        "start the mirror, or look at the network",
-    ),
-    (
-        r"context deadline exceeded|i/o timeout",
-        "timeout",
-        "the copy took longer than its timeout",
-        "look at the network between upstream, this host and the mirror",
-    ),
-    (
-        r"[Dd]igest did not match|does not match provided manifest digest",
-        "bad-digest",
-        "the bytes that upstream sent are not those of the digest",
-        "run again; if it stays so, the image is broken upstream",
-    ),
-    (
-        r"status: 50\d|invalid status code from registry 50\d",
-        "mirror-server-error",
-        "the mirror or the upstream answered with a server error",
-        "look at the mirror's log",
-    ),
-    (r"EOF|reset by peer|broken pipe", "reset", "a connection broke", "run again"),
-)
-
-
-def last_words(stderr: str) -> str:
-    """Return skopeo's own last message: the `msg` of its fatal line, else its last line."""
-    fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', stderr)
-    lines = [line for line in stderr.splitlines() if line.strip() and "level=debug" not in line]
-    words: str = fatal[-1] if fatal else (lines[-1] if lines else "")
-    # Signed query strings have no place in a report.
-    return re.sub(r"\?[^\s\"\\]*", "?…", words.replace('\\"', '"'))[:500]
-
-
-def failure(
-    stderr: str, where: str, login: str = "log in to the mirror with skopeo login"
-) -> PrewarmError:
-    """Return what a failed copy to `where` means; `login` is the cure where a login is lacking."""
-    words = last_words(stderr)
-    # The names of images, which anybody may have chosen, say nothing about the cause.
-    nameless = re.sub(r'(?!i/o )[^\s",]+/[^\s",]*', "…", words)
-    for pattern, code, cause, cure in _CAUSES:
-        if re.search(pattern, nameless):
-            return PrewarmError(code, f"{where}: {cause} (skopeo: {words})", cure or login)
-    return PrewarmError(
-        "copy", f"{where}: skopeo failed: {words or 'without a word'}", "run again with -v"
-    )
 
 
 def open_uploads(stderr: str) -> tuple[str, ...]:

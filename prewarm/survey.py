@@ -124,7 +124,7 @@ def probe(mirrors: Iterable[MirrorSite]) -> None:
             site.registry.probe_upload(PROBE_REPOSITORY)
         except RegistryError as error:
             if not is_cache(error):
-                site.failure = error.failure
+                site.failure = site.of_all(error)
             elif not site.through:
                 site.failure = wrong_mode(site)
         else:

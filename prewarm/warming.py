@@ -94,7 +94,7 @@ class Warming:
         manifest = self._fetch(image, site, upstream, selector, bill, due=due)
         if manifest.digest != image.digest:
             self._follow(image, site, upstream, manifest, bill, paid=due)
-        site.breaking = None
+        site.reads.ended()
         self._note(image, site, manifest, known=manifest.digest in there)
         needs_some = manifest.is_index and not image.want.whole
         if needs_some and not wanted_children(manifest, image.want.platforms):

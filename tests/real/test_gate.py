@@ -21,6 +21,7 @@ import pytest
 from prewarm import gate as gate_module
 from prewarm import loopback, skopeo
 from prewarm import registry as module
+from prewarm.causes import cause_of
 from prewarm.credentials import authfile_in_memory
 from prewarm.errors import RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
@@ -173,7 +174,7 @@ def test_copy_of_a_broken_blob_fails_and_leaves_no_manifest(
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
-    assert skopeo.failure(result.stderr, "http://mirror").code == "bad-digest"
+    assert cause_of(result.stderr, "http://mirror").error.code == "bad-digest"
     assert box.mirrors[0].manifest(REPOSITORY, image.digest) is None
 
 
@@ -197,7 +198,7 @@ def test_copy_onto_a_mirror_that_breaks_off_tells_the_upload_to_cancel(
     image = box.push(REPOSITORY, "1", single=True)
     box.taps[0].faults.add(Fault("PATCH", "*/uploads/*", count=None, reset=True))
     result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
-    assert skopeo.failure(result.stderr, "http://mirror").code == "reset"
+    assert cause_of(result.stderr, "http://mirror").error.code == "mirror-reset"
     uploads = skopeo.open_uploads(result.stderr)
     assert uploads
     with Registry(box.taps[0].url, box.taps[0].url, role="mirror", environ={}) as mirror:

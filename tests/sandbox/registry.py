@@ -39,7 +39,8 @@ class Registry:
 
     `proxy` makes it a pull-through cache of that URL, `users` demands Basic auth (htpasswd),
     `readonly` is its maintenance mode, `tls` is a certificate file and its key file, which
-    `ca` proves. RuntimeError where the program is missing or does not come up.
+    `ca` proves; `user` is the number of a user that it runs as, who then owns its storage (for root
+    alone). RuntimeError where the program is missing or does not come up.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Registry:
         ca: Path | None = None,
         storage: Path | None = None,
         env: Mapping[str, str] | None = None,
+        user: int | None = None,
     ) -> None:
         program = shutil.which("docker-registry")
         if program is None:
@@ -64,6 +66,9 @@ class Registry:
         self.storage = Storage(storage or folder / "storage")
         self.delete_enabled, self.proxy, self.readonly = delete, proxy, readonly
         self._users, self._tls, self._env = dict(users or {}), tls, dict(env or {})
+        self._user = user
+        if user is not None:
+            os.chown(self.storage.folder, user, user)
         self._mark = secrets.token_hex(8)
         self._process: subprocess.Popen[bytes] | None = None
         self._context = ssl.create_default_context(cafile=ca) if ca else None
@@ -96,6 +101,9 @@ class Registry:
         if threading.current_thread() is threading.main_thread() and shutil.which("setpriv"):
             # It then dies with us even when we are killed. (The kernel means the thread.)
             command = ["setpriv", "--pdeathsig", "KILL", *command]
+        if self._user is not None:
+            ids = [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
+            command = ["setpriv", *ids, *command]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("REGISTRY_")}
         with (self.folder / "registry.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from prewarm import observe
 from prewarm.budget import Limit, Moment
 from prewarm.demand import Want
-from prewarm.errors import PrewarmError, RegistryError
+from prewarm.errors import RegistryError
 from prewarm.ledger import SeenTag, Written
 from prewarm.manifest import (
     DOCKER_LIST,
@@ -28,7 +31,6 @@ from prewarm.observe import (
     Observer,
     UpstreamSite,
     bug,
-    concerns_all,
     is_due,
     no_platform,
     required_of,
@@ -231,61 +233,187 @@ def test_judge_of_a_mirrors_tag_tells_fresh_from_stale_and_partial(
 # What is the mirror's and what an image's
 
 
+class Mended(Registry):
+    """A mirror that proves that it works."""
+
+    proofs = 0
+
+    def put_blob(self, repository: str, content: bytes) -> None:
+        self.proofs += 1
+
+    def ping(self) -> None:
+        self.proofs += 1
+
+
+class Broken(Registry):
+    """A mirror that fails its proof."""
+
+    def put_blob(self, repository: str, content: bytes) -> None:
+        raise RegistryError("mirror-full", f"{NEAR}/{repository}: has no space left", "free some")
+
+    ping = None  # type: ignore[assignment]
+
+
+def mirror(kind: type[Registry] = Mended, **settings: Any) -> MirrorSite:
+    registry = kind(NEAR, NEAR, role="mirror", environ={})
+    return MirrorSite(Mirror(NEAR, NEAR, **settings), registry)
+
+
+def noted(site: MirrorSite, *errors: RegistryError) -> bool:
+    """Note failures to read a mirror; return whether it is left alone then."""
+    observer = Observer({}, [site], Memory(), lambda: NOW)
+    for error in errors:
+        observer.note_failure(site, error)
+    return site.failure is not None
+
+
+def failed(code: str, number: int, **more: Any) -> RegistryError:
+    return RegistryError(code, f"{NEAR}/library/a{number}:1: it failed", "cure", **more)
+
+
+SUSPECT = ["mirror-server-error", "mirror-upstream", "mirror-reset", "mirror-timeout"]
+SUSPECT += ["mirror-unauthorized", "mirror-bad-answer"]
+
+
 @pytest.mark.parametrize(
-    ("code", "status", "all_of_it"),
-    [
-        ("mirror-unreachable", None, True),
-        ("mirror-full", 500, True),
-        ("mirror-server-error", 502, True),
-        ("mirror-unauthorized", 401, True),
-        ("mirror-tls", 400, True),
-        ("mirror-proxy", 405, True),
-        ("mirror-bad-answer", 418, True),
-        ("mirror-bad-answer", 400, False),
-        ("mirror-incomplete", 404, False),
-        ("mirror-bad-manifest", 200, False),
-        ("mirror-unsupported-manifest", 200, False),
-        ("not-found", 404, False),
-        ("bad-digest", 200, False),
-        ("unreachable", None, False),
-    ],
+    "code", ["mirror-unreachable", "mirror-tls", "mirror-plain-http", "mirror-proxy"]
 )
-def test_concerns_all_is_what_every_image_of_the_mirror_would_meet(
-    code: str, status: int | None, all_of_it: bool
+def test_note_failure_that_no_image_can_cause_ends_the_mirror_at_once(code: str) -> None:
+    assert noted(mirror(), failed(code, 1))
+    # Unless it is another host's, to which the mirror redirected the request.
+    assert not noted(mirror(), failed(code, 1, elsewhere=True))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["mirror-bad-manifest", "mirror-unsupported-manifest", "mirror-incomplete", "bad-digest"],
+)
+def test_note_failure_of_an_image_alone_never_ends_the_mirror(code: str) -> None:
+    assert not noted(mirror(Broken), *(failed(code, n) for n in range(20)))
+
+
+@pytest.mark.parametrize("code", SUSPECT)
+def test_note_failure_of_three_repositories_in_a_row_has_the_mirror_prove_itself(
+    code: str,
 ) -> None:
-    assert concerns_all(RegistryError(code, "text", "cure", status=status)) is all_of_it
+    three = [failed(code, n) for n in range(3)]
+    well = mirror()
+    assert not noted(well, *three)
+    assert isinstance(well.registry, Mended)
+    assert well.registry.proofs == 1
+    assert not noted(mirror(Broken), *three[:2])
+    assert not noted(mirror(Broken), *[three[0]] * 9)
+    down = mirror(Broken)
+    assert noted(down, *three)
+    assert down.failure is not None
+    assert (down.failure.code, down.failure.text) == ("mirror-full", f"{NEAR}: has no space left")
 
 
-def test_concerns_all_of_what_skopeo_met_goes_by_its_code() -> None:
-    assert concerns_all(PrewarmError("mirror-full", "text", "cure"))
-    assert not concerns_all(PrewarmError("copy", "text", "cure"))
+def test_note_failure_after_an_answer_counts_anew() -> None:
+    site = mirror(Broken)
+    assert not noted(site, *(failed("mirror-timeout", n) for n in range(2)))
+    site.reads.ended()
+    assert not noted(site, *(failed("mirror-timeout", n) for n in range(2)))
+    assert noted(site, failed("mirror-timeout", 2))
 
 
-def site() -> MirrorSite:
-    return MirrorSite(Mirror(NEAR, NEAR), Registry(NEAR, NEAR, role="mirror", environ={}))
+def test_note_failure_of_many_in_a_row_ends_a_mirror_that_answers_about_itself() -> None:
+    site = mirror(role="source")
+    assert not noted(site, *(failed("mirror-timeout", n) for n in range(11)))
+    assert noted(site, failed("mirror-timeout", 11))
+    assert site.failure is not None
+    assert site.failure.text == f"{NEAR}: it failed, as for 12 repositories in a row"
 
 
-def noted(mirror: MirrorSite, *errors: tuple[str, str]) -> bool:
-    """Note failures of a mirror, each a code and a text; return whether it is left alone then."""
-    observer = Observer({}, [mirror], Memory(), lambda: NOW)
-    for code, text in errors:
-        observer.note_failure(mirror, RegistryError(code, text, "cure"))
-    return mirror.failure is not None
+@pytest.mark.parametrize("code", ["mirror-full", "mirror-read-only", "mirror-denied"])
+def test_note_failure_to_write_has_the_mirror_prove_itself_at_once(code: str) -> None:
+    assert not noted(mirror(), failed(code, 1))
+    assert noted(mirror(Broken), failed(code, 1))
 
 
-def test_note_failure_of_the_mirror_ends_it_at_once() -> None:
-    assert noted(site(), ("mirror-unreachable", "it is down"))
-    assert not noted(site(), ("mirror-bad-manifest", "a:1 is none"), ("bad-digest", "b:1"))
+def test_check_by_many_threads_is_one_proof() -> None:
+    class Slow(Mended):
+        def put_blob(self, repository: str, content: bytes) -> None:
+            time.sleep(0.2)
+            super().put_blob(repository, content)
+
+    site = mirror(Slow)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: site.check(), range(8)))
+    assert isinstance(site.registry, Mended)
+    # One that was under way when the others failed proves nothing about them.
+    assert site.registry.proofs <= 2
 
 
-def test_note_failure_of_server_errors_ends_a_mirror_that_answers_nothing_else() -> None:
-    errors = [("mirror-server-error", f"a:{n}: answered 500") for n in range(3)]
-    assert noted(site(), *errors)
-    assert not noted(site(), *errors[:2])
-    assert not noted(site(), *[errors[0]] * 9)
-    answering = site()
-    answering.breaking = None
-    assert not noted(answering, *errors)
+def test_check_waits_for_a_mirror_that_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "_PAUSES", (0.0, 0.0))
+
+    class Restarting(Mended):
+        def put_blob(self, repository: str, content: bytes) -> None:
+            super().put_blob(repository, content)
+            if self.proofs < 3:
+                raise RegistryError("mirror-unreachable", "connection refused", "")
+
+    assert mirror(Restarting).check()
+
+
+class Asked(Registry):
+    """An upstream that fails for each image as it is told to."""
+
+    error = RegistryError("server-error", "docker.io/library/a:1: answered 500", "wait")
+    down = False
+
+    def head(self, repository: str, selector: str) -> Head:
+        if repository == "good":
+            return Head(BOTH.descriptor, None)
+        raise self.error
+
+    def ping(self) -> None:
+        if self.down:
+            raise RegistryError("server-error", "docker.io: answered 503", "wait")
+
+
+@pytest.fixture
+def asked() -> UpstreamSite:
+    return UpstreamSite(Upstream("docker.io", NEAR), Asked("docker.io", NEAR, environ={}), None)
+
+
+def ask(site: UpstreamSite, *repositories: str) -> Any:
+    """Ask for images; return the failure of the last, and whether the registry is down then."""
+    code = None
+    for repository in repositories:
+        try:
+            site.head(repository, "1", lambda: NOW)
+        except RegistryError as error:
+            code = error.code
+    return code, site.failure is not None
+
+
+def test_head_errors_of_three_repositories_end_an_upstream_that_fails_itself(
+    asked: UpstreamSite,
+) -> None:
+    assert ask(asked, "a", "b", "c") == ("server-error", False)
+    asked.breaking.ended()
+    asked.registry.down = True  # type: ignore[attr-defined]
+    assert ask(asked, "a", "b", "good", "c", "d") == ("server-error", False)
+    assert ask(asked, "e", "f") == ("unreachable", True)
+
+
+def test_head_errors_of_many_repositories_in_a_row_end_an_upstream(asked: UpstreamSite) -> None:
+    assert ask(asked, *(f"a{n}" for n in range(11))) == ("server-error", False)
+    assert ask(asked, "b") == ("server-error", True)
+
+
+@pytest.mark.parametrize("code", ["unreachable", "tls"])
+def test_head_of_an_image_redirected_to_a_dead_host_is_that_images_failure(
+    asked: UpstreamSite, code: str
+) -> None:
+    text = "docker.io/library/a:1: 192.0.2.1 connection refused"
+    error = RegistryError(code, text, "check it", elsewhere=True)
+    asked.registry.error = error  # type: ignore[attr-defined]
+    assert ask(asked, "a", "b", "c", "d") == ("bad-redirect", False)
+    asked.registry.error = RegistryError(code, text, "check it")  # type: ignore[attr-defined]
+    assert ask(asked, "a") == (code, True)
 
 
 # An upstream's reports

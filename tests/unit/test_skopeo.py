@@ -1,4 +1,4 @@
-"""skopeo: its command, its environment, how it is run and ended, and what its failures mean."""
+"""skopeo: its command, its environment, how it is run and ended, what uploads it left open."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from prewarm.skopeo import (
     Destination,
     child_environment,
     copy_command,
-    failure,
     find,
-    last_words,
     open_uploads,
     run,
 )
@@ -25,15 +23,6 @@ from prewarm.skopeo import (
 MIRROR = "http://127.0.0.1:5000"
 DIGEST = "sha256:" + "a" * 64
 SHELL = {"PATH": "/usr/bin:/bin"}
-
-
-def fatal(text: str, before: str = "") -> str:
-    """Return a stderr as skopeo 1.9.3 writes it with --debug."""
-    escaped = text.replace('"', '\\"')
-    return (
-        f'{before}time="2026-11-24T07:49:30Z" level=debug msg="HEAD http://x/unauthorized"\n'
-        f'time="2026-11-24T07:49:30Z" level=fatal msg="{escaped}"\n'
-    )
 
 
 # The command
@@ -208,102 +197,6 @@ def test_run_of_what_has_gone_is_a_failure_with_a_cure(tmp_path: Path) -> None:
         run((str(tmp_path / "skopeo"), "copy"), SHELL, 5, threading.Event())
     assert caught.value.code == "skopeo-missing"
     assert "No such file" in caught.value.text
-
-
-# What its failures mean
-
-UPLOAD = "/v2/library/app/blobs/uploads/ in 127.0.0.1:5000"
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        (f"writing blob: initiating layer upload to {UPLOAD}: received unexpected HTTP status: "
-         "500 Internal Server Error", "mirror-full"),
-        ("writing blob: uploading layer chunked: received unexpected HTTP status: 500 Internal "
-         "Server Error", "mirror-full"),
-        ("writing blob: write /data: no space left on device", "mirror-full"),
-        ("writing blob: uploading layer to http://m/v2/a/blobs/uploads/1: blob upload invalid",
-         "mirror-full"),
-        ('writing blob: StatusCode: 405, "Method not allowed\\n"', "mirror-read-only"),
-        (f"writing blob: initiating layer upload to {UPLOAD}: unsupported: The operation is "
-         "unsupported.", "mirror-read-only"),
-        (f"writing blob: initiating layer upload to {UPLOAD}: unauthorized: authentication "
-         "required", "mirror-unauthorized"),
-        (f"checking whether a blob {DIGEST} exists in 127.0.0.1:5000/library/app: unauthorized: "
-         "authentication required", "mirror-unauthorized"),
-        (f"writing blob: initiating layer upload to {UPLOAD}: denied: requested access to the "
-         "resource is denied", "mirror-denied"),
-        ('pinging container registry m.example.org: Get "https://m.example.org/v2/": x509: '
-         "certificate signed by unknown authority", "mirror-tls"),
-        ('pinging container registry 127.0.0.1:5000: Get "https://127.0.0.1:5000/v2/": http: '
-         "server gave HTTP response to HTTPS client", "mirror-tls"),
-        ('pinging container registry 127.0.0.1:5000: Get "http://127.0.0.1:5000/v2/": dial tcp '
-         "127.0.0.1:5000: connect: connection refused", "mirror-unreachable"),
-        ('pinging container registry m.org: Get "https://m.org/v2/": dial tcp: lookup m.org: '
-         "no such host", "mirror-unreachable"),
-        ('pinging container registry m.org: Get "https://m.org/v2/": dial tcp 192.0.2.1:443: '
-         "i/o timeout", "timeout"),
-        ("writing blob: context deadline exceeded", "timeout"),
-        (f"writing blob: Digest did not match, expected {DIGEST}, got {DIGEST}", "bad-digest"),
-        (f"Manifest does not match provided manifest digest {DIGEST}", "bad-digest"),
-        ("writing blob: received unexpected HTTP status: 503 Service Unavailable",
-         "mirror-server-error"),
-        ('writing blob: Patch "http://127.0.0.1:5000/v2/library/app/blobs/uploads/8a?_state=x": '
-         "read tcp 127.0.0.1:57038->127.0.0.1:5000: read: connection reset by peer", "reset"),
-        ("writing blob: happened during read: unexpected EOF", "reset"),
-        (f"writing manifest: uploading manifest {DIGEST} to 127.0.0.1:5000/library/app: manifest "
-         "invalid", "copy"),
-    ],
-)  # fmt: skip
-def test_failure_of_a_real_message_has_the_code_of_its_cause(text: str, code: str) -> None:
-    found = failure(fatal(text), MIRROR)
-    assert found.code == code
-    assert found.text.startswith(f"{MIRROR}: ")
-    assert found.cure
-    assert "\n" not in str(found)
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ('writing blob: Patch "http://127.0.0.1:5000/v2/evil/unauthorized/x509-403/blobs/uploads/'
-         '8a": EOF', "reset"),
-        (f"writing manifest: uploading manifest {DIGEST} to 127.0.0.1:5000/denied/error-405: "
-         "manifest invalid", "copy"),
-    ],
-)  # fmt: skip
-def test_failure_of_an_image_with_a_telling_name_is_not_the_mirrors(text: str, code: str) -> None:
-    """Whoever names an image must not be able to make its mirror look broken."""
-    assert failure(fatal(text), MIRROR).code == code
-
-
-def test_failure_for_want_of_a_login_has_the_callers_cure() -> None:
-    told = fatal(f"writing blob: initiating layer upload to {UPLOAD}: unauthorized: no")
-    assert failure(told, MIRROR, "log in there").cure == "log in there"
-    denied = fatal(f"writing blob: initiating layer upload to {UPLOAD}: denied: no")
-    assert failure(denied, MIRROR, "log in there").cure == "give the account the right to push"
-
-
-@pytest.mark.parametrize("stderr", ["", "\n\n", 'time="x" level=debug msg="unauthorized"\n'])
-def test_failure_without_a_word_says_so(stderr: str) -> None:
-    found = failure(stderr, MIRROR)
-    assert (found.code, found.text) == ("copy", f"{MIRROR}: skopeo failed: without a word")
-
-
-def test_last_words_are_the_last_fatal_message_without_signatures() -> None:
-    stderr = fatal("first") + fatal('Get "https://cdn/blob?verify=s3cr3t&x=1": EOF, again')
-    assert last_words(stderr) == 'Get "https://cdn/blob?…": EOF, again'
-
-
-def test_last_words_of_a_usage_error_are_its_last_line() -> None:
-    assert last_words("Usage: skopeo copy\nunknown flag: --preserve-digests\n") == (
-        "unknown flag: --preserve-digests"
-    )
-
-
-def test_last_words_are_short() -> None:
-    assert len(last_words(fatal("x" * 100_000))) == 500
 
 
 # Uploads left open
