@@ -39,7 +39,7 @@ from prewarm.observe import (
 from prewarm.order import Moving, Turns
 from prewarm.outcome import Outcome, Progress
 from prewarm.plan import LATER, Copy, Defer, Fail, Plan, Skip, Step, Tag
-from prewarm.platforms import ALL, Platform, normalise
+from prewarm.platforms import ALL, Platform, normalise, well_formed
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing
 from prewarm.settings import Limits, Mirror
@@ -54,6 +54,8 @@ _SLOWEST: Final = 500_000
 _BASE_TIMEOUT: Final = 600.0
 _WRITING: Final = 3.0
 """Seconds that a mirror may take to have a blob of which it got the last byte."""
+_ODD: Final = Platform("unknown", "unknown")
+"""Of a config whose words are none that a platform has."""
 _TRIES: Final = 2
 """Of a copy whose failure may pass: manifests are at hand, so a second try costs no pull."""
 _PAUSE: Final = (0.5, 1.5)
@@ -715,6 +717,9 @@ def platform_of(config: bytes) -> Platform | None:
     match document:
         case {"os": str(os), "architecture": str(architecture), **more} if os and architecture:
             variant = more.get("variant")
-            return normalise(os, architecture, variant if isinstance(variant, str) else "")
+            variant = variant if isinstance(variant, str) else ""
+            if not well_formed(os, architecture, variant or "-"):
+                return _ODD
+            return normalise(os, architecture, variant)
         case _:
             return None

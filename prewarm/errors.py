@@ -7,9 +7,20 @@ text and an exit code. Any other exception is a bug of ours (exit 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Severity = Literal["error", "warning"]
+TEXT_MAX: Final = 500
+"""Characters of a text: names, labels and answers of servers in it are as long as anybody likes."""
+_TAIL: Final = 150
+
+
+def shortened(text: str, most: int = TEXT_MAX) -> str:
+    """Return the text; a longer one without its middle, since a cause stands at the end."""
+    if len(text) <= most:
+        return text
+    tail = min(_TAIL, most // 3)
+    return f"{text[: most - tail - 1]}…{text[len(text) - tail :]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,9 @@ class Failure:
     text: str
     cure: str
 
+    def __post_init__(self) -> None:
+        _shorten(self, "code", "text", "cure")
+
     def __str__(self) -> str:
         return f"{self.text}; {self.cure}" if self.cure else self.text
 
@@ -28,12 +42,13 @@ class PrewarmError(Exception):
     """A failure that says what is wrong and what to do about it.
 
     `code` is for machines and listed in docs/codes.md, `text` names the thing and the cause, `cure`
-    says what to type or change. None of them ever holds a secret.
+    says what to type or change. None of them ever holds a secret, and none is longer than TEXT_MAX.
     """
 
     exit_code = 1
 
     def __init__(self, code: str, text: str, cure: str) -> None:
+        code, text, cure = shortened(code), shortened(text), shortened(cure)
         super().__init__(f"{text}; {cure}" if cure else text)
         self.code = code
         self.text = text
@@ -97,6 +112,9 @@ class Problem:
     problem: str
     cure: str
 
+    def __post_init__(self) -> None:
+        _shorten(self, "code", "where", "problem", "cure")
+
     def __str__(self) -> str:
         told = self.problem
         if not told.startswith((f"{self.where}: ", f"{self.where}/", f"{self.where} ")):
@@ -114,4 +132,13 @@ class ConfigError(UsageError):
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         self.problems = problems
-        super().__init__("config", "\n".join(str(problem) for problem in problems), "")
+        super().__init__("config", "images.yml has problems", "")
+        # All of them, each a line.
+        self.text = "\n".join(str(problem) for problem in problems)
+        self.args = (self.text,)
+
+
+def _shorten(value: Failure | Problem, *names: str) -> None:
+    for name in names:
+        if len(text := getattr(value, name)) > TEXT_MAX:
+            object.__setattr__(value, name, shortened(text))

@@ -207,6 +207,12 @@ def test_too_little_space_where_storage_is_not_there_says_so(
             Platform("linux", "arm", "v6"),
         ),
         (b'{"os": "linux", "architecture": "arm64", "variant": 8}', Platform("linux", "arm64")),
+        pytest.param(
+            b'{"os": "%s", "architecture": "amd64"}' % (b"x" * 4_000_000),
+            Platform("unknown", "unknown"),
+            id="4 MB of text",
+        ),
+        (b'{"os": "a b", "architecture": "amd64"}', Platform("unknown", "unknown")),
         (b'{"os": "", "architecture": "amd64"}', None),
         (b'{"os": "linux"}', None),
         (b"{}", None),
