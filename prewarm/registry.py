@@ -22,11 +22,12 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Final, Generic, NoReturn, Self, TypeVar
-from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import urllib3
 
 from prewarm.budget import Limit
+from prewarm.destinations import Destinations, RefusedError, http_url, origin_of
 from prewarm.errors import RegistryError
 from prewarm.headers import Challenge, content_range, next_link, parse_challenges, read_limit
 from prewarm.headers import date as read_date
@@ -86,12 +87,6 @@ _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _REFUSALS: Final = frozenset({400, 401, 403})
 """How a token server refuses: OAuth 2 answers 400 to a refresh token that it does not know."""
 _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
-_REALMS: Final = {
-    "registry-1.docker.io": "auth.docker.io",
-    "index.docker.io": "auth.docker.io",
-    "registry.gitlab.com": "gitlab.com",
-}
-"""Token servers that are known to belong to a host although they are another."""
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _UPLOAD = re.compile(rf"({_REPOSITORY.pattern})/blobs/uploads/[A-Za-z0-9._=-]+")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -234,7 +229,7 @@ class Registry:
         self._host = parts.hostname
         self._origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-        self._realm = realm.lower() if realm else None
+        self._destinations = Destinations(role, self._origin, realm.lower() if realm else None)
         self._costly = role == "upstream" if costly is None else costly
         self._credentials = credentials
         self._login_cure = login_cure
@@ -251,7 +246,7 @@ class Registry:
             os.environ if environ is None else environ,
             connections,
             (connect_timeout, read_timeout),
-            shown=self._origin,
+            origin=self._origin,
         )
         self._lock = threading.Lock()
         self._challenges: _Question[tuple[Challenge, ...]] = _Question()
@@ -375,12 +370,8 @@ class Registry:
             target = next_link(answer.headers.get("link", ""))
             if target is None:
                 return tuple(tags)
-            following = _joined(url, target)
-            if following is None or _origin(following) != _origin(self._origin):
-                raise self._error(
-                    "bad-redirect", access, "its list of tags goes on at another host", "check it"
-                )
-            url = following
+            with self._refusing("bad-redirect", access):
+                url = self._destinations.page(url, target)
         raise self._error("bad-answer", access, "its list of tags does not end", "name the tags")
 
     def probe_upload(self, repository: str) -> None:
@@ -424,17 +415,8 @@ class Registry:
 
     def _begun(self, access: _Access, start: str, answer: _Answer) -> str:
         """Return the URL of an upload that was begun, at our own origin."""
-        location = _joined(start, answer.headers.get("location", ""))
-        if location is None or urlsplit(location).hostname != self._host:
-            raise self._error(
-                "bad-redirect",
-                access,
-                "it sends uploads to another host",
-                "set http.host in its configuration, or X-Forwarded-Host in the proxy before it",
-            )
-        # Behind a proxy that ends TLS a registry may name the wrong scheme or port.
-        parts = urlsplit(location)
-        return self._origin + urlunsplit(("", "", parts.path, parts.query, ""))
+        with self._refusing("bad-redirect", access):
+            return self._destinations.upload(start, answer.headers.get("location", ""))
 
     def _cancel_begun(self, access: _Access, start: str, answer: _Answer) -> None:
         self._cancel_upload(access, self._begun(access, start, answer))
@@ -445,7 +427,7 @@ class Registry:
         Nothing is raised: what cannot be cancelled is purged by the registry in its time.
         """
         for url in urls:
-            if (target := _http_url(url)) is None:
+            if (target := http_url(url)) is None:
                 continue
             parts = urlsplit(target)
             named = _UPLOAD.fullmatch(parts.path.removeprefix(f"/v2/{self._prefix}"))
@@ -614,8 +596,9 @@ class Registry:
     def _fetch_token(
         self, access: _Access, bearer: Challenge, login: Login | None, scopes: list[str]
     ) -> _Token:
-        realm = self._checked_realm(access, bearer.parameters.get("realm", ""))
-        if login is not None and not self._trusts(realm):
+        with self._refusing("bad-answer", access):
+            realm = self._destinations.token_server(bearer.parameters.get("realm", ""))
+        if login is not None and not self._destinations.shows_login(realm):
             login = None
         if login is not None and (realm, login.username) in self._refused:
             self._credentials_refused(access)
@@ -672,27 +655,6 @@ class Registry:
             "try later, or check the realm in the registry's configuration",
             answer=answer,
         )
-
-    def _checked_realm(self, access: _Access, realm: str) -> str:
-        """Return the URL of the token server; an error if it is none, or would leave TLS."""
-        url = _http_url(realm)
-        if url is None or (url.startswith("http:") and not self.plain):
-            raise self._error(
-                "bad-answer",
-                access,
-                "its challenge names no token server that can be asked over TLS",
-                "check the realm in the registry's configuration",
-            )
-        return url
-
-    def _trusts(self, realm: str) -> bool:
-        """Whether our credentials may be shown to the token server."""
-        parts = urlsplit(realm)
-        host = parts.hostname or ""
-        if parts.scheme == "http" and not is_loopback(host):
-            return False
-        own = {self._host, self._realm, _REALMS.get(self._host)}
-        return host in own or parts.netloc.lower() in own
 
     def _read_token(self, access: _Access, body: bytes) -> tuple[str, float]:
         """Return the token and its seconds to live; 60 where it does not say, as specified."""
@@ -882,7 +844,7 @@ class Registry:
     ) -> _Answer:
         """Return the answer, read, after the redirects of a GET or HEAD."""
         response, last = self._redirected(method, url, headers, access, body, streamed=False)
-        elsewhere = _origin(last) != _origin(url)
+        elsewhere = origin_of(last) != origin_of(url)
         with _marking(elsewhere=elsewhere):
             answer = self._read(access, response, last, limit)
         return replace(answer, moved=elsewhere)
@@ -910,11 +872,11 @@ class Registry:
 
         The Authorization is for the first origin alone.
         """
-        where, origin = self._where(access), _origin(url)
+        where, origin = self._where(access), origin_of(url)
         ends = time.monotonic() + self._longest(method, body, streamed=streamed)
         bare = {name: value for name, value in headers.items() if name != "Authorization"}
         for _ in range(_REDIRECTS + 1):
-            own = _origin(url) == origin
+            own = origin_of(url) == origin
             total = min(ends, self.until) - time.monotonic()
             with _marking(elsewhere=not own):
                 response = self._transport.send(
@@ -925,12 +887,18 @@ class Registry:
                     where=where,
                     streamed=streamed,
                     total=total,
+                    foreign=not self._destinations.is_named(url),
                 )
                 moved = response.status in _MOVED and method in {"GET", "HEAD"}
                 if not moved:
                     return response, url
                 self._read(access, response, url, _TOKEN_LIMIT)
-            url = self._target(access, url, response.headers.get("location", ""))
+            with self._refusing("bad-redirect", access):
+                url = self._destinations.redirect(
+                    "blob" if access.request == "blob" else "other",
+                    url,
+                    response.headers.get("location", ""),
+                )
         raise self._error(
             "too-many-redirects", access, f"more than {_REDIRECTS} redirects", "check the registry"
         )
@@ -942,17 +910,6 @@ class Registry:
         if body or method == "GET":
             return 4 * self._read_timeout
         return self._connect_timeout + self._read_timeout
-
-    def _target(self, access: _Access, url: str, location: str) -> str:
-        target = _joined(url, location) if location else None
-        if target is None or (url.startswith("https:") and target.startswith("http:")):
-            raise self._error(
-                "bad-redirect",
-                access,
-                "it redirects to no URL, or from TLS to plain http, which is not followed",
-                "check the storage and http.host in the registry's configuration",
-            )
-        return target
 
     def _read(
         self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, limit: int
@@ -1010,7 +967,7 @@ class Registry:
             self._plain_credentials(access)
         realm = bearer.parameters.get("realm", "")
         host = urlsplit(realm).netloc
-        if not self._trusts(realm):
+        if not self._destinations.shows_login(realm):
             raise self._error(
                 "unauthorized",
                 access,
@@ -1029,6 +986,14 @@ class Registry:
             answered=answer is None or answer.status != 429,
             retry_after=read_retry_after(answer.headers) if answer else None,
         )
+
+    @contextmanager
+    def _refusing(self, code: str, access: _Access) -> Iterator[None]:
+        """Raise what the rule of `destinations` refuses as an error about the access."""
+        try:
+            yield
+        except RefusedError as refused:
+            raise self._error(code, access, refused.text, refused.cure) from None
 
     def _same_digest(self, access: _Access, wanted: str, actual: str) -> None:
         if wanted != actual:
@@ -1148,31 +1113,3 @@ def _basic(login: Login) -> str:
 
 def _natural(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def _http_url(text: str) -> str | None:
-    """Return the URL without its fragment; None if it is no http URL that can be asked."""
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        return None
-    odd = any(ord(letter) <= 32 or ord(letter) == 127 for letter in text)
-    if odd or parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        return None
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, parts.query, ""))
-
-
-def _joined(url: str, location: str) -> str | None:
-    """Return where a location leads from the URL; None if it is no URL that can be asked."""
-    try:
-        return _http_url(urljoin(url, location))
-    except ValueError:
-        return None
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port, by which URLs are of one origin (RFC 6454)."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return parts.scheme, parts.hostname or "", port

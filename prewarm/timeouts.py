@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -48,6 +48,16 @@ class CutError(ConnectionAbortedError):
     """Nothing was sent, since the run ends or the time is over."""
 
 
+class Guard(Protocol):
+    """Looks at the connections of a pool."""
+
+    def check(self, opened: socket.socket) -> None:
+        """Raise where nothing may be sent to the peer; before the first byte is."""
+
+    def note(self, host: str, opened: socket.socket) -> None:
+        """Learn where a host is, once TLS, if any, has proved that it is that host."""
+
+
 class Connections:
     """The connections of some pools, which another thread may shut down.
 
@@ -66,16 +76,27 @@ class Connections:
         self._watching = False
         self._running = 0.0
 
-    def held(self, pools: urllib3.PoolManager) -> urllib3.PoolManager:
-        """Return the pools, whose connections are known here from now on."""
+    def held(self, pools: urllib3.PoolManager, guard: Guard | None = None) -> urllib3.PoolManager:
+        """Return the pools, whose connections are known here, and to the guard, from now on."""
         used = self._used
+
+        def connected(opened: socket.socket) -> socket.socket:
+            if guard is not None:
+                try:
+                    guard.check(opened)
+                except BaseException:
+                    opened.close()
+                    raise
+            return used(opened)
 
         class Plain(HTTPConnection):
             def _new_conn(self) -> socket.socket:
-                return used(super()._new_conn())
+                return connected(super()._new_conn())
 
             def connect(self) -> None:
                 super().connect()
+                if guard is not None:
+                    guard.note(self.host, self.sock)
                 used(self.sock)
 
             def putrequest(self, *args: object, **options: object) -> None:
@@ -84,10 +105,12 @@ class Connections:
 
         class Secure(HTTPSConnection):
             def _new_conn(self) -> socket.socket:
-                return used(super()._new_conn())
+                return connected(super()._new_conn())
 
             def connect(self) -> None:
                 super().connect()
+                if guard is not None:
+                    guard.note(self.host, self.sock)
                 used(self.sock)
 
             def putrequest(self, *args: object, **options: object) -> None:

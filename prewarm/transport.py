@@ -33,6 +33,7 @@ from urllib3.exceptions import (
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from prewarm import __version__
+from prewarm.destinations import Kind, allowed, kind_of, written_kind
 from prewarm.errors import RegistryError, UsageError
 from prewarm.proxies import proxy_for
 from prewarm.refusals import Role, role_code
@@ -87,16 +88,20 @@ class Transport:
         connections: int,
         timeouts: tuple[float, float],
         *,
-        shown: str | None = None,
+        origin: str | None = None,
     ) -> None:
-        """`shown` is the origin whose paths may be logged; others may be signed URLs."""
+        """`origin` is what is asked at first: it decides which addresses others may have.
+
+        Paths of other URLs are not logged: they may be signed.
+        """
         self.role = role
-        self._shown = shown
+        self._shown = origin
+        self._peers = _Peers(role, urlsplit(origin).hostname if origin else None)
         self._ca = ca
         self._environ = environ
         self._connections = connections
         self._timeouts = timeouts
-        self._pools: dict[tuple[str | None, bool, bool], urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str | None, bool, bool, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
         self._wires = Connections()
         self._limits: weakref.WeakKeyDictionary[urllib3.BaseHTTPResponse, TimeLimit] = (
@@ -115,16 +120,18 @@ class Transport:
         where: str,
         streamed: bool,
         total: float,
+        foreign: bool = False,
     ) -> urllib3.BaseHTTPResponse:
         """Send once and return the answer with its body unread; RegistryError if there is none.
 
-        All of it, the reading of the body by `read` included, may take `total` seconds.
+        All of it, the reading of the body by `read` included, may take `total` seconds. `foreign`:
+        a server named the URL, not images.yml. Its address is then checked before anything is sent.
         """
         connect, read = self._timeouts
         limit = TimeLimit(total)
         with Failures(self.role, url, where, self._wires, limit), self._wires.within(limit):
             self._wires.check()
-            response = self._pool(url, streamed).request(
+            response = self._pool(url, streamed, foreign).request(
                 method,
                 url,
                 body=body,
@@ -163,28 +170,33 @@ class Transport:
         for pool in pools.values():
             pool.clear()
 
-    def _pool(self, url: str, streamed: bool) -> urllib3.PoolManager:
+    def _pool(self, url: str, streamed: bool, foreign: bool) -> urllib3.PoolManager:
         """Return the pool for the URL's proxy.
 
         Blobs have their own, that never blocks: who streams one may ask for a manifest meanwhile.
+        So have foreign URLs, whose connections are checked.
         """
         proxy = proxy_for(url, self._environ)
+        if proxy is not None and foreign:
+            # The proxy resolves names; an address that is written there can be checked here.
+            self._peers.check_written(urlsplit(url).hostname or "")
         # Reading the system's CAs costs time, and a mirror on plain HTTP needs none.
         secure = "https:" in (url[:6], (proxy or "")[:6])
         with self._lock:
-            key = (proxy, streamed, secure)
+            key = (proxy, streamed, secure, foreign)
             if key not in self._pools:
                 tls = self._tls if secure else None
-                self._pools[key] = self._new_pool(proxy, tls, block=not streamed)
+                self._pools[key] = self._new_pool(proxy, tls, block=not streamed, foreign=foreign)
             return self._pools[key]
 
     def _new_pool(
-        self, proxy: str | None, tls: ssl.SSLContext | None, *, block: bool
+        self, proxy: str | None, tls: ssl.SSLContext | None, *, block: bool, foreign: bool
     ) -> urllib3.PoolManager:
         if proxy is None:
-            return self._wires.held(
-                urllib3.PoolManager(_POOLS, maxsize=self._connections, block=block, ssl_context=tls)
+            pools = urllib3.PoolManager(
+                _POOLS, maxsize=self._connections, block=block, ssl_context=tls
             )
+            return self._wires.held(pools, _ForeignPeers(self._peers) if foreign else self._peers)
         parts = urlsplit(proxy)
         if parts.scheme not in {"http", "https"}:
             raise RegistryError(
@@ -236,6 +248,50 @@ def _bare_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+class _AddressError(ValueError):
+    """A server led to an address that is not for it to lead to."""
+
+
+class _Peers:
+    """Learns the network of a registry, which decides where it may lead (see `destinations`)."""
+
+    def __init__(self, role: Role, host: str | None) -> None:
+        self._role = role
+        self._host = host
+        self._own = written_kind(host) if host else None
+
+    def check(self, opened: socket.socket) -> None:
+        """Let every peer be: images.yml names the host."""
+
+    def note(self, host: str, opened: socket.socket) -> None:
+        """Learn the registry's own network; one seen to be public stays so."""
+        if host == self._host and self._own != "public":
+            self._own = kind_of(opened.getpeername()[0])
+
+    def check_written(self, host: str) -> None:
+        """Raise where a host is an address to which the registry may not lead."""
+        if (kind := written_kind(host)) is not None:
+            self.check_kind(kind)
+
+    def check_kind(self, kind: Kind) -> None:
+        """Raise where the registry may not lead to such a network."""
+        if kind not in allowed(self._role, self._own):
+            raise _AddressError(kind)
+
+
+class _ForeignPeers:
+    """Checks the peers of connections to hosts that a registry named."""
+
+    def __init__(self, peers: _Peers) -> None:
+        self._peers = peers
+
+    def check(self, opened: socket.socket) -> None:
+        self._peers.check_kind(kind_of(opened.getpeername()[0]))
+
+    def note(self, host: str, opened: socket.socket) -> None:
+        """Learn nothing: the host is not the registry's."""
 
 
 class Failures:
@@ -305,6 +361,13 @@ class Failures:
                     "proxy",
                     f"is behind a proxy that {answered}",
                     "check HTTPS_PROXY, or exclude the host in NO_PROXY",
+                    False,
+                )
+            case _AddressError():
+                return (
+                    "bad-redirect",
+                    f"is at a {error} address, to which the registry may not lead",
+                    "check where it redirects, and the realm it names",
                     False,
                 )
             case NameResolutionError():

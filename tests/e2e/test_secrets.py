@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import random
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from tests.sandbox import Fault, Hub, Registry, Rules, Sandbox
 from tests.sandbox.access import Access
 from tests.sandbox.server import Server, Site
 from tests.sandbox.wire import Request, Response
+from tests.support.network import far_address
 from tests.support.process import start_prewarm
 
 UPSTREAM = "upstream-hunter2-7c1e"
@@ -330,19 +328,6 @@ def test_sync_redirect_to_another_host_takes_no_credentials_along(
 
 
 # --- not over plain http ---
-
-
-@contextmanager
-def far_address() -> Iterator[str]:
-    """An address of this machine that is no loopback address: nothing sent to it leaves."""
-    address = f"198.18.{os.getpid() % 256}.{random.randint(1, 254)}"
-    change = ["ip", "address", "add", f"{address}/32", "dev", "lo"]
-    subprocess.run(change, check=True, capture_output=True)
-    try:
-        yield address
-    finally:
-        change[2] = "delete"
-        subprocess.run(change, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("auth", ["token", "basic"])

@@ -22,12 +22,14 @@ Script = Callable[[Request], Response]
 class Scripted(Site):
     """A site and its server; `requests` holds what came, in order."""
 
-    def __init__(self, script: Script, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Script, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         super().__init__()
         self.requests: list[Request] = []
         self._script = script
         self._lock = threading.Lock()
-        self._server = Server(self, tls=tls)
+        self._server = Server(self, host=host, tls=tls)
         self.url = self._server.url
         self.port = self._server.port
 
