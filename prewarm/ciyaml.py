@@ -20,6 +20,8 @@ BYTES_MAX: Final = 4_000_000
 """Of one file; GitLab itself reads no more than 2 MB (`max_yaml_size_bytes`)."""
 DEPTH_MAX: Final = 100
 """Collections inside each other, as in GitLab (`max_yaml_depth`)."""
+DIRECTIVES_MAX: Final = 50
+"""Lines that begin with `%`: libyaml takes quadratic time for `%TAG`, in which no signal comes."""
 _MERGED_MAX: Final = 1_000_000
 """Keys that `<<` may copy in one file."""
 _NOTES_MAX: Final = 100
@@ -29,6 +31,7 @@ _NUMBER_MAX: Final = 40
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NO_KEY: Final = object()
 
+_DIRECTIVE: Final = re.compile(r"(?:\A\ufeff?|[\n\r\x85\u2028\u2029])%")
 _DIVIDER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _TRUE: Final = re.compile(r"yes|true|on", re.IGNORECASE)
@@ -91,6 +94,10 @@ def read(data: bytes, *, most: int = BYTES_MAX) -> File:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise Unreadable(line, "is not UTF-8 text", "save the file as UTF-8") from None
+    if line := crowded_directives(text):
+        raise Unreadable(
+            line, f"has more than {DIRECTIVES_MAX} lines that begin with %", "remove the directives"
+        )
     builder = _Builder()
     try:
         for event in yaml.parse(text, Loader=_Loader):
@@ -105,6 +112,12 @@ def read(data: bytes, *, most: int = BYTES_MAX) -> File:
         line = text.count("\n", 0, error.position) + 1
         raise Unreadable(line, "holds a control character", "take it out") from None
     return File(tuple(builder.documents), tuple(builder.notes))
+
+
+def crowded_directives(text: str) -> int:
+    """Return the line of the first directive that is one too many; 0 where there is none."""
+    found = next(itertools.islice(_DIRECTIVE.finditer(text), DIRECTIVES_MAX, None), None)
+    return 0 if found is None else text.count("\n", 0, found.end()) + 1
 
 
 def read_with_header(data: bytes) -> File:

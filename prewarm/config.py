@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from prewarm import schema
+from prewarm.ciyaml import crowded_directives
 from prewarm.errors import ConfigError, Problem, UsageError
 from prewarm.home import home_folder
 from prewarm.reference import DOCKER_HUB, Reference
@@ -191,6 +192,8 @@ def _text(data: bytes) -> str:
 
 def _compose(text: str) -> tuple[_Node, int]:
     """Return the one document of the text, and how many values stand in it."""
+    if line := crowded_directives(text):
+        raise _Unreadable(line, "has too many lines that begin with %", "remove the directives")
     composer = _Composer()
     try:
         for event in yaml.parse(text, Loader=_Loader):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prewarm.ciyaml import DEPTH_MAX, Quotation, Unreadable, read, scalar, text_of
+from prewarm.ciyaml import (
+    DEPTH_MAX,
+    File,
+    Quotation,
+    Unreadable,
+    read,
+    read_with_header,
+    scalar,
+    text_of,
+)
 
 
 def value(text: str) -> Any:
@@ -189,3 +201,62 @@ def _read_or_refused(data: bytes) -> None:
     if refused is not None:
         assert 1 <= refused.line <= data.count(b"\n") + 1
         assert "\n" not in str(refused)
+
+
+DIRECTIVES = [f"%TAG !x{number}! y" for number in range(100_000)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(DIRECTIVES),
+        "\r".join(DIRECTIVES),
+        "\x85".join(DIRECTIVES),
+        "\u2028".join(DIRECTIVES),
+        "\n--- a\n...\n".join(DIRECTIVES),
+        "a: 1\n...\n" + "\n".join(DIRECTIVES),
+    ],
+)
+@pytest.mark.parametrize("reader", [read, read_with_header])
+def test_read_flood_of_directives_is_refused_before_libyaml_sees_it(
+    reader: Callable[[bytes], File], text: str
+) -> None:
+    with pytest.raises(Unreadable, match="begin with %"):
+        reader(text.encode())
+
+
+def test_read_some_directives_are_fine() -> None:
+    text = "%YAML 1.1\n%TAG ! tag:example.org,2000:\n--- {a: 50%}\n" + "# %\n" * 1000
+    assert read(text.encode()).documents == ({"a": "50%"},)
+
+
+FLOODS: dict[str, Callable[[int], str]] = {
+    "anchors": lambda n: "".join(f"- &a{i} x\n" for i in range(n // 11)),
+    "aliases": lambda n: "- &a x\n" + "- *a\n" * (n // 5),
+    "documents": lambda n: "--- a\n" * (n // 6),
+    "a plain text of many lines": lambda n: "a: " + "x\n  " * (n // 4),
+    "blank lines": lambda n: "a: x" + "\n" * n + "  y",
+    "quoted": lambda n: 'a: "' + "x\n " * (n // 3) + '"',
+    "folded": lambda n: "a: >\n" + "  x\n\n" * (n // 5),
+    "comments": lambda n: "# x\n" * (n // 4),
+    "tabs": lambda n: "a:" + "\t" * n + "b",
+    "flow": lambda n: "[" + ("[" * 50 + "]" * 50 + ",") * (n // 101) + "]",
+    "flow never closed": lambda n: "[" * n,
+    "keys": lambda n: "? a\n" * (n // 4),
+    "merges": lambda n: "a: &a {k: 1}\nb: {<<: [" + "*a," * (n // 3) + "]}",
+    "tags": lambda n: "- !foo x\n" * (n // 9),
+    "one long tag": lambda n: "- !" + "x" * n + " y",
+}
+
+
+@pytest.mark.parametrize("make", FLOODS.values(), ids=FLOODS.keys())
+def test_read_takes_time_in_proportion_to_the_size(make: Callable[[int], str]) -> None:
+    def seconds(size: int) -> float:
+        data = make(size).encode()
+        started = time.process_time()
+        with suppress(Unreadable):
+            read(data)
+        return time.process_time() - started
+
+    # Quadratic would be 64 times as much.
+    assert seconds(800_000) < 24 * min(seconds(100_000) for _ in range(3)) + 1

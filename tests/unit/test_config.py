@@ -658,6 +658,12 @@ def test_load_of_many_wrong_keys_by_alias_is_refused_soon(tmp_path: Path) -> Non
     assert time.monotonic() - began < 20
 
 
+def test_load_of_a_flood_of_directives_is_refused_before_libyaml_sees_it(tmp_path: Path) -> None:
+    directives = "".join(f"%TAG !x{number}! y\n" for number in range(60))
+    (problem,) = refuse(tmp_path, f"{directives}---\n{TOP}")
+    assert problem.problem == "has too many lines that begin with %"
+
+
 def test_load_of_a_key_of_a_million_colons_is_refused_soon(tmp_path: Path) -> None:
     began = time.monotonic()
     assert refuse(tmp_path, f"{TOP}? '{':' * 1_000_000}'\n: 1\n")
