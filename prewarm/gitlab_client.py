@@ -21,13 +21,14 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import gitlab
 import requests
 from gitlab.exceptions import GitlabAuthenticationError, GitlabError
+from requests.adapters import HTTPAdapter
 
 from prewarm import __version__
 from prewarm.errors import PrewarmError
 from prewarm.headers import http_date
 from prewarm.proxies import is_loopback, proxy_for
 from prewarm.settings import Gitlab
-from prewarm.words import url_words
+from prewarm.words import duration_words, size_words, url_words
 
 log = logging.getLogger("prewarm")
 
@@ -36,6 +37,11 @@ AT_ONCE: Final = 8
 TIMEOUT: Final = 60.0
 """Seconds without an answer; lint of a large definition takes many."""
 RETRIES: Final = 3
+ANSWER_MAX: Final = 16 << 20
+"""Bytes of one answer, decompressed."""
+ANSWER_TIME: Final = 300.0
+"""Seconds that one answer may take to arrive."""
+_CHUNK: Final = 8 << 10
 _BACKOFF: Final = 0.3
 """Seconds before the first retry, doubled for each further one."""
 WAIT_MAX: Final = 900.0
@@ -144,6 +150,14 @@ class GitlabRefusal(PrewarmError):  # noqa: N818 - the name says what it is
         self.whole = whole
 
 
+class _TooMuch(requests.RequestException):
+    """An answer is larger than ANSWER_MAX."""
+
+
+class _TooSlow(requests.RequestException):
+    """An answer took longer than ANSWER_TIME to arrive."""
+
+
 class Stopped(Exception):  # noqa: N818 - the name says what happened
     """The run is to end; nothing more is asked."""
 
@@ -223,10 +237,11 @@ class Client:
         """Return the first bytes of an answer; the rest is not downloaded."""
         response = self._ask("get", path, need, query, streamed=True)
         found = bytearray()
+        deadline = time.monotonic() + ANSWER_TIME
         try:
-            for chunk in response.iter_content(min(length, 8192)):
+            for chunk in response.iter_content(min(length, _CHUNK)):
                 found += chunk
-                if len(found) >= length:
+                if len(found) >= length or time.monotonic() > deadline:
                     break
         except requests.RequestException as error:
             if not found:
@@ -325,6 +340,18 @@ NEED_API: Final = "the scope api and the role Developer"
 
 _BROKEN: Final = (
     (
+        _TooMuch,
+        "gitlab-answer",
+        f"sent an answer larger than {size_words(ANSWER_MAX)}",
+        "check that gitlab.url is a GitLab",
+    ),
+    (
+        _TooSlow,
+        "gitlab-unreachable",
+        f"took more than {duration_words(int(ANSWER_TIME))} to send an answer",
+        "check GitLab and the network",
+    ),
+    (
         requests.exceptions.SSLError,
         "gitlab-tls",
         "has a certificate that is not trusted, or speaks no TLS",
@@ -402,11 +429,38 @@ class _Pace:
                 self._down = self._down or refusal
 
 
+class _Adapter(HTTPAdapter):
+    """Reads each answer within a limit of bytes and time; requests alone reads without end."""
+
+    def send(
+        self, request: requests.PreparedRequest, stream: bool = False, *args: Any, **options: Any
+    ) -> requests.Response:
+        """Send one request; an answer that nobody streams is read here."""
+        response = super().send(request, stream, *args, **options)
+        if not stream or response.is_redirect:
+            content = bytearray()
+            deadline = time.monotonic() + ANSWER_TIME
+            try:
+                for chunk in response.iter_content(_CHUNK):
+                    content += chunk
+                    if len(content) > ANSWER_MAX:
+                        raise _TooMuch
+                    if time.monotonic() > deadline:
+                        raise _TooSlow
+            except BaseException:
+                response.close()
+                raise
+            response._content = bytes(content)  # what `content` returns from now on
+        return response
+
+
 class _Session(requests.Session):
     """Counts what is sent, tries again, and shows the token to GitLab's own host alone."""
 
     def __init__(self, pace: _Pace, origin: tuple[str, str, int]) -> None:
         super().__init__()
+        self.mount("https://", _Adapter())
+        self.mount("http://", _Adapter())
         self.trust_env = False  # no ~/.netrc, and proxies are chosen by `proxies`
         self._pace = pace
         self._origin = origin
