@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup clients demo check fix unit audit docs bench lock dist clean
+.PHONY: help setup clients demo check fix unit fuzz audit docs bench lock dist clean
 
 bin := .venv/bin
 heading = @printf '\n== %s\n'
@@ -38,6 +38,10 @@ unit: setup ## the quick tests only, without servers
 
 docs: setup ## write what of the docs is generated (the examples anew: make docs RECORD=--record)
 	@$(bin)/python -m tests.support.docs $(RECORD)
+
+EXAMPLES := 5000
+fuzz: setup ## give hostile input to every reader, for minutes (longer: make fuzz EXAMPLES=50000)
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(bin)/pytest --quiet tests/fuzz
 
 audit: setup ## look up known vulnerabilities of the pinned dependencies (needs pypi.org)
 	@$(bin)/python -m tests.support.audit

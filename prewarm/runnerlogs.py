@@ -145,7 +145,7 @@ def _fields(text: str) -> dict[str, Any]:
         return _text_fields(text)
     found = list(_RUNNER_FIELD.finditer(text))
     names = [each[1] for each in found]
-    if names != sorted(set(names)):
+    if not names or names != sorted(set(names)):
         return {}
     ends = [each.start() for each in found[1:]] + [len(text)]
     return {each[1]: text[each.end() : end].strip() for each, end in zip(found, ends, strict=True)}

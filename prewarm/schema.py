@@ -56,7 +56,7 @@ class Text:
     parse: Callable[[str], Any]
     """Returns the value; ValueError: it is not what `says` says; Refused: in its own words."""
     schema: Json
-    cure: str = ""
+    cure: str
     secret: bool = False
     """The text may hold a secret: no problem ever quotes it."""
     null: bool = False
@@ -637,7 +637,13 @@ REGISTRY: Final = Keys(
 RUNNERS: Final = Keys(
     (
         Key("ids", Many(_number(1)), "runners by number", "[12, 34]", "[]"),
-        Key("tags", Many(Text("a tag", _line, _WORD)), "runners by tag", "[docker]", "[]"),
+        Key(
+            "tags",
+            Many(Text("a tag", _line, _WORD, "write a runner's tag, such as docker")),
+            "runners by tag",
+            "[docker]",
+            "[]",
+        ),
         Key("shared", _TRUTH, "the instance's own runners too", "false", "true"),
     )
 )
@@ -866,7 +872,13 @@ FILE: Final = Keys(
         ),
         Key(
             "state",
-            Text("a path or a postgresql:// URL", _state, _STRING, secret=True),
+            Text(
+                "a path or a postgresql:// URL",
+                _state,
+                _STRING,
+                "write a path such as /var/lib/prewarm/prewarm.db",
+                secret=True,
+            ),
             "What is remembered: a SQLite file, or postgresql://prewarm@db/prewarm for many hosts.",
             "/var/lib/prewarm/prewarm.db",
             "$STATE_DIRECTORY, else /var/lib/prewarm or the XDG state folder",

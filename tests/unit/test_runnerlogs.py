@@ -104,6 +104,7 @@ def test_read_line_classic_time_gets_the_nearest_year(stamp: str, now: str, want
     [
         "",
         "Image configured for job",
+        "Image configured for job no field at all",
         "Service image configured for job                   job=12 project=3 runner=abc",
         "Checking for jobs... received                       job=12 repo_url=https://x runner=abc",
         # Not the message, only part of one.
