@@ -28,6 +28,7 @@ from prewarm.image import Image
 from prewarm.ledger import Ledger
 from prewarm.manifest import Manifest, ManifestError, is_of
 from prewarm.observe import (
+    CHILDREN_KNOWN,
     MirrorSite,
     Observer,
     UpstreamSite,
@@ -41,7 +42,7 @@ from prewarm.outcome import Outcome, Progress
 from prewarm.plan import LATER, Copy, Defer, Fail, Plan, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, normalise, well_formed
 from prewarm.policy import Policy
-from prewarm.purchase import EndedError, Purchasing
+from prewarm.purchase import EndedError, Purchasing, too_many
 from prewarm.settings import Limits, Mirror
 from prewarm.warming import Warming
 from prewarm.words import size_words
@@ -304,6 +305,8 @@ class Carrier:
                 image.note_failure(url, error.failure)
             else:
                 image.note_present(url, found)
+        if len(image.due) > CHILDREN_KNOWN:
+            raise EndedError(too_many(image, len(image.due), self.limits))
         for digest in image.due:
             known = self.ledger.manifest(digest) or self._from_mirror(image, digest)
             if known is not None:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Lock
 from typing import Protocol
 
@@ -31,7 +32,7 @@ from prewarm.platforms import ALL, Wanted
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.reference import InvalidReference, Reference
 from prewarm.registry import Head, Registry
-from prewarm.settings import Mirror, Upstream
+from prewarm.settings import Limits, Mirror, Upstream
 from prewarm.streak import Streak
 
 
@@ -283,6 +284,8 @@ UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-htt
 """Failures that will be the same for every image of the registry."""
 BREAKING = frozenset({"server-error", "reset", "timeout"})
 """Failures that may be about one image, or may show that the registry is down."""
+CHILDREN_KNOWN = 1000
+"""Manifests of one index that are looked up in memory: an index may name tens of thousands."""
 _PUBLIC_FOR = 7 * 86400.0
 """Seconds that a repository is taken to be as public, or as private, as it was seen to be."""
 _QUIET = 86400.0
@@ -309,6 +312,8 @@ class Observer:
     clock: Callable[[], Moment]
     recheck: float = 0.0
     """Seconds within which a quiet tag is asked for again at least; 0: in every run."""
+    most_children: int = field(default_factory=lambda: Limits().pulls_per_image)
+    """An index that lacks more than this is skipped, and asked no further about."""
 
     def see(self, want: Want) -> Seen:
         """Return what upstream and the mirrors hold of the image; failures are in the value."""
@@ -585,8 +590,12 @@ class Observer:
     def present(
         self, site: MirrorSite, repository: str, digests: Iterable[str], tagged: Manifest | None
     ) -> frozenset[str]:
-        """Return which of the manifests a mirror holds, by HEAD; raises RegistryError."""
+        """Return which of the manifests a mirror holds, by HEAD; raises RegistryError.
+
+        Where more are missing than a copy may fetch, some of those behind are left out.
+        """
         found = set()
+        missing = 0
         for digest in digests:
             if tagged is not None and not tagged.is_index and tagged.digest == digest:
                 found.add(digest)
@@ -596,13 +605,16 @@ class Observer:
             except RegistryError as error:
                 if error.code != "not-found":
                     raise
+                missing += 1
+                if missing > self.most_children:
+                    break
             else:
                 found.add(digest)
         return frozenset(found)
 
     def _sizes(self, required: Iterable[str]) -> dict[str, int]:
         sizes = {}
-        for digest in required:
+        for digest in islice(required, CHILDREN_KNOWN):
             manifest = self.manifests.manifest(digest)
             if manifest is not None:
                 sizes[digest] = manifest.blob_bytes

@@ -31,7 +31,13 @@ class Session:
 
     @property
     def observer(self) -> Observer:
-        return Observer(self.edges.upstreams, self.edges.mirrors, self.ledger, self.clock)
+        return Observer(
+            self.edges.upstreams,
+            self.edges.mirrors,
+            self.ledger,
+            self.clock,
+            most_children=self.settings.limits.pulls_per_image,
+        )
 
     def window(self, upstream: UpstreamSite) -> tuple[Window, str]:
         """Return the window of an upstream as it is known now, and where it comes from."""

@@ -37,11 +37,11 @@ from prewarm.observe import (
     unsupported,
     words,
 )
-from prewarm.plan import Holding
+from prewarm.plan import Holding, action, plan
 from prewarm.platforms import ALL, Platform, Wanted
 from prewarm.reference import parse
 from prewarm.registry import Head, Registry
-from prewarm.settings import Mirror, Upstream
+from prewarm.settings import Limits, Mirror, Upstream
 
 AMD, ARM, S390 = (Platform("linux", name) for name in ("amd64", "arm64", "s390x"))
 NOW = Moment(1_800_000_000.0, "boot", 1000.0)
@@ -500,3 +500,32 @@ def test_is_due_follows_how_long_and_how_often(
     checked = NOW.wall - ago
     tag = SeenTag("r", "a", "t", BOTH.descriptor, checked, checked - quiet, moves)
     assert is_due(tag, DAY, NOW.wall) is due
+
+
+# Indexes of tens of thousands of entries
+
+
+@pytest.mark.parametrize("there", [0, 40])
+def test_judge_of_a_huge_index_asks_a_mirror_for_few_of_its_children(there: int) -> None:
+    """Each asked for is there, or one of those of which too many are missing for a copy."""
+    children = [Platform("linux", f"cpu{number}") for number in range(20_000)]
+    huge = index(*children)
+    held = set(digests(*children[:there]))
+    asked: list[str] = []
+
+    class Counting(Registry):
+        def head(self, repository: str, selector: str) -> Head:
+            asked.append(selector)
+            if selector in held:
+                return Head(Descriptor(OCI_MANIFEST, selector, 100), None)
+            raise RegistryError("not-found", "it is not there", "")
+
+    with Counting(NEAR, NEAR, role="mirror", environ={}) as registry:
+        site = MirrorSite(Mirror(NEAR, NEAR), registry)
+        holding = Holding(NEAR, True, "library/golang")
+        observer = Observer({}, [site], Memory(huge), lambda: NOW, most_children=32)
+        wanted = want(f"golang@{huge.digest}")
+        seen = observer.judge(wanted, huge.descriptor, [Look(site, holding, None)])
+    assert len(asked) <= there + 33
+    (step,) = plan([(wanted, seen)], {}, Limits(), (), 0.0).steps
+    assert (action(step), step.code) == ("skip", "pulls-per-image")
