@@ -79,6 +79,14 @@ _ALONE: Final = frozenset({"manifest", "blob"})
 """Requests whose 429s say nothing about others: those for manifests are about the quota."""
 _REDIRECTS: Final = 5
 _TAG_PAGES: Final = 1000
+TAGS_MAX = 200_000
+"""Tags of one repository."""
+TAGS_BYTES = 2 * _DOCUMENT_LIMIT
+"""Bytes of all the pages of a list of tags."""
+TAGS_TIME = 120.0
+"""Seconds that all these pages may take."""
+_TOKEN_MAX: Final = 32 * 1024
+"""Characters of a token: one is kept for each repository."""
 _SCOPES_PER_TOKEN: Final = 20
 _TOKENS_AT_ONCE: Final = 8
 _CHUNK: Final = 256 * 1024
@@ -89,6 +97,7 @@ _REFUSALS: Final = frozenset({400, 401, 403})
 _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _UPLOAD = re.compile(rf"({_REPOSITORY.pattern})/blobs/uploads/[A-Za-z0-9._=-]+")
+_TOKEN = re.compile(rf"[\x21-\x7e]{{1,{_TOKEN_MAX}}}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -357,16 +366,26 @@ class Registry:
     # Tags, uploads, blobs
 
     def tags(self, repository: str) -> tuple[str, ...]:
-        """Return the tags of the repository in the registry's order, over all pages."""
+        """Return the tags of the repository in the registry's order, over all pages.
+
+        RegistryError `bad-answer` where they are more than a repository has: in number, in bytes,
+        or in the time that the pages take.
+        """
         access = _Access("tags", repository)
         url = f"{self._base(access)}/tags/list?n=1000"
         seen: set[str] = set()
         tags: dict[str, None] = {}
+        size, end = 0, time.monotonic() + TAGS_TIME
         while url not in seen and len(seen) < _TAG_PAGES:
             seen.add(url)
             answer = self._ask("GET", access, url, limit=_DOCUMENT_LIMIT)
             self._expect(answer, access, 200)
+            size += len(answer.body)
+            if size > TAGS_BYTES or time.monotonic() > end:
+                break
             tags.update(dict.fromkeys(self._read_tags(access, answer.body)))
+            if len(tags) > TAGS_MAX:
+                break
             target = next_link(answer.headers.get("link", ""))
             if target is None:
                 return tuple(tags)
@@ -664,7 +683,7 @@ class Registry:
             seconds = document.get("expires_in")
         except (ValueError, AttributeError, RecursionError):
             token = seconds = None
-        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise self._error(
                 "bad-answer", access, "its token server sent no token", "check the realm"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 import socket
 import threading
@@ -946,6 +947,39 @@ def test_tags_over_pages_are_joined_on_the_same_host_only() -> None:
         assert failure(lambda: own.tags("app")).code == "bad-redirect"
         elsewhere = '</v2/app/tags/list?last=b&n=2>; rel="next"'
         assert failure(lambda: own.tags("app")).code == "bad-answer"
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [("TAGS_MAX", 10), ("TAGS_BYTES", 99), ("TAGS_TIME", 0)]
+)
+def test_tags_without_end_are_bounded_in_all(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(module, limit, most)
+
+    def answer(request: Request) -> Response:
+        if request.path == "/v2/":
+            return reply(200, "{}")
+        last = int(query(request).get("last", ["0"])[0])
+        tags = json.dumps({"tags": [f"t{last}", f"u{last}"]})
+        return reply(200, tags, link=f'</v2/app/tags/list?last={last + 1}>; rel="next"')
+
+    with Scripted(answer) as site, client(site.url) as own:
+        assert failure(lambda: own.tags("app")).code == "bad-answer"
+        assert len(site.paths("GET")) <= 6
+
+
+def test_token_of_any_length_is_refused() -> None:
+    """One is kept for each repository."""
+
+    def answer(request: Request) -> Response:
+        if request.path == "/token":
+            return token("x" * 100_000)
+        return error(401, "UNAUTHORIZED", www_authenticate=bearer(f"http://{request.host}/token"))
+
+    with Scripted(answer) as site, client(site.url) as own:
+        found = failure(lambda: own.head("app", "1"))
+        assert (found.code, "sent no token" in found.text) == ("bad-answer", True)
 
 
 def test_probe_upload_cancels_at_our_own_origin() -> None:
