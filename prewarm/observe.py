@@ -146,6 +146,8 @@ class UpstreamSite:
     """Set by the first 429 on a pull: no more manifest GETs in this run."""
     breaking: Streak = field(default_factory=Streak)
     """Repositories about which it only broke off or erred."""
+    refused: set[str] = field(default_factory=set)
+    """Repositories about which it answered 401 or 403."""
     account_of: Callable[[str], str | None] | None = None
     """The user that a repository is asked as, where some have a login of their own."""
     quota_name: str = ""
@@ -239,6 +241,11 @@ class UpstreamSite:
             return
         if error.code not in BREAKING and not error.elsewhere:
             self.breaking.ended()
+            with self.lock:
+                if error.status in {401, 403}:
+                    self.refused.add(repository)
+                elif error.status == 404:
+                    self.answered = True
             return
         failed = self.breaking.failed(repository)
         if failed >= _DOWN_ANYWAY or (failed and failed % _DOWN_AFTER == 0 and not self._answers()):
@@ -260,9 +267,20 @@ class UpstreamSite:
             if self.failure is None:
                 self.failure = Failure(code, f"{self.settings.name}: {text}", error.cure)
 
-    def whole(self, seen: Seen) -> Seen:
-        """Return what was seen of an image, its failure being the registry's where that is down."""
-        if self.failure is None or seen.failure is None:
+    def whole(self, seen: Seen, want: Want) -> Seen:
+        """Return what was seen of an image, its failure being the registry's where that is down.
+
+        So is a 401 to every image: that each of them is missing, or private, is less likely.
+        """
+        if seen.failure is None:
+            return seen
+        all_refused = len(self.refused) >= _DOWN_AFTER and not self.answered
+        if all_refused and want.pinned and seen.failure.code == "not-found":
+            name, number = self.settings.name, len(self.refused)
+            text = f"{name}: unauthorized: it refused all {number} repositories that were asked for"
+            cure = f"{self.registry.login_cure}, or check the names"
+            return replace(seen, failure=Failure("unauthorized", text, cure))
+        if self.failure is None:
             return seen
         if seen.failure.code not in BREAKING | UNREACHABLE:
             return seen

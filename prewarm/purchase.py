@@ -7,10 +7,13 @@ dies afterwards pays nothing twice.
 
 from __future__ import annotations
 
+import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from prewarm.budget import Moment, Window, next_free
 from prewarm.errors import Failure, RegistryError
@@ -22,7 +25,16 @@ from prewarm.plan import Copy, Cost, Defer, Fail, Skip, Step, cost
 from prewarm.settings import Limits
 from prewarm.shares import only_project
 
+log = logging.getLogger("prewarm")
+
 Now = Callable[[], Moment]
+
+_TRIES: Final = 6
+"""Of one manifest GET, each under its own reservation."""
+_PAUSE: Final = (0.2, 0.8)
+"""Seconds before the second try, at random between these; twice as long before the third."""
+_PASSING: Final = frozenset({"server-error", "reset"})
+"""Failures of a GET that may be gone at a second try."""
 
 
 class EndedError(Exception):
@@ -49,11 +61,17 @@ class Bill:
     counted: int = 0
     """GETs that upstream may have counted: answered with anything but 429, or broken off."""
     sent: int = 0
+    extra: int = 0
+    """Pulls for GETs of an index that failed and were sent again."""
 
     @property
     def pulls(self) -> int:
-        """The charge: `max(1, children)`, or nothing where no GET can have counted."""
-        return max(1, self.children) if self.counted else 0
+        """The charge: `max(1, children)` and what failed, or nothing where no GET can count."""
+        return self.pulls_with(0) if self.counted else 0
+
+    def pulls_with(self, children: int) -> int:
+        """The charge once so many more children are fetched."""
+        return max(1, self.children + children) + self.extra
 
 
 class Purchasing:
@@ -222,7 +240,7 @@ class Purchasing:
         for number in wanted:
             answer = self._ledger.extend(
                 bill.reservation,
-                max(1, number),
+                bill.pulls_with(number),
                 bill.sent + number,
                 window,
                 self._clock(),
@@ -231,7 +249,7 @@ class Purchasing:
                 self._limits.pulls_per_project,
             )
             if not isinstance(answer, Refusal):
-                bill.renewed, bill.held_pulls = self._clock(), max(1, number)
+                bill.renewed, bill.held_pulls = self._clock(), bill.pulls_with(number)
                 bill.held_gets = bill.sent + number
                 return number, None
             refusal = answer
@@ -252,6 +270,49 @@ class Purchasing:
             bill.renewed = now
 
     def _get(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:
+        """GET one manifest; again, under a reservation of its own, where that failed and may pass.
+
+        A server error or a broken connection may have been counted as a pull, so it stays charged.
+        """
+        for tried in range(1, _TRIES):
+            try:
+                return self._get_once(image, upstream, digest, bill)
+            except RegistryError as error:
+                if error.code not in _PASSING or not error.answered:
+                    raise
+                upstream.registry.pause(random.uniform(*_PAUSE) * tried)
+                if not self._reserve_again(image, upstream, digest, bill):
+                    raise
+                log.debug("%s; asking again", error.text)
+        return self._get_once(image, upstream, digest, bill)
+
+    def _reserve_again(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> bool:
+        """Raise the reservation by a second GET of what was just asked for; whether it is granted.
+
+        The failed GET of an index becomes a pull of its own, as that of a child is.
+        """
+        if self._held_up(image) is not None or upstream.closed is not None:
+            return False
+        extra = digest == image.digest and image.is_index
+        pulls, gets = bill.held_pulls + 1, bill.held_gets + 1
+        now = self._clock()
+        answer = self._ledger.extend(
+            bill.reservation,
+            pulls,
+            gets,
+            self._windows(upstream),
+            now,
+            bill.reported,
+            image.want.payers,
+            self._limits.pulls_per_project,
+        )
+        if isinstance(answer, Refusal):
+            return False
+        bill.extra += extra
+        bill.held_pulls, bill.held_gets, bill.renewed = pulls, gets, now
+        return True
+
+    def _get_once(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> Manifest:
         """Send one manifest GET and remember what it brought; the bill is kept whatever comes."""
         child = digest != image.digest or not image.is_index
         asked = self._clock()
@@ -266,6 +327,8 @@ class Purchasing:
                 bill.counted -= 1
                 bill.children -= child
                 bill.sent -= error.status is None
+            if error.code == "not-found" and error.status in {401, 403}:
+                raise _unauthorized(upstream, error) from None
             raise
         upstream.note(limit, asked)
         self._ledger.keep_manifest(manifest, self._clock())
@@ -295,6 +358,18 @@ class Purchasing:
         wait = next_free(spends, window, 1 if at_hand else children)
         until = None if wait is None else now.wall + wait
         return Defer(image.want, image.seen, _exact(left), "budget", reason, until)
+
+
+def _unauthorized(upstream: UpstreamSite, error: RegistryError) -> RegistryError:
+    """Return the refusal of a GET as what it is: the HEAD of the same manifest was answered."""
+    where, _, _ = error.text.partition(": ")
+    return RegistryError(
+        "unauthorized",
+        f"{where}: unauthorized: it answers HEAD, but {error.status} to GET",
+        f"{upstream.registry.login_cure}, or check a proxy before the registry",
+        status=error.status,
+        answered=error.answered,
+    )
 
 
 def _exact(children: int) -> Cost:

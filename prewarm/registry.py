@@ -1,7 +1,8 @@
 """Asks registries: manifests, tags, uploads and blobs over HTTP, with tokens, limits and retries.
 
 The protocol is the distribution specification 1.1, tokens are those of the distribution project
-(spec/auth/token). What costs a pull upstream, the GET of a manifest, is sent once and never again.
+(spec/auth/token). What costs a pull upstream, the GET of a manifest, is never sent again here once
+it may have arrived.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ MANIFEST_LIMIT: Final = 4 * 2**20
 
 _DOCUMENT_LIMIT: Final = 16 * 2**20
 _TOKEN_LIMIT: Final = 2**20
-_TRIES: Final = 4
+_TRIES: Final = 6
+"""Of one request, where failures come at once: a server that fails three in ten is asked enough."""
+_SLOW_TRIES: Final = 3
+"""Of a request that has timed out."""
+_LIMITED_TRIES: Final = 3
+"""Of a request that is answered 429."""
 RETRY_FOR: Final = 60.0
 """Seconds after which no further try is started."""
 _BACKOFF: Final = (0.2, 3.0)
@@ -208,7 +214,8 @@ class Registry:
 
     All methods raise RegistryError; its `answered` tells whether a pull may have been counted.
     `name` is what people know it by: `docker.io`, or a mirror's URL. `costly`: a manifest GET may
-    cost a pull there, so that it is sent once; as it is with an upstream unless said otherwise.
+    cost a pull there, so that none is sent again that may have arrived; as with an upstream unless
+    said otherwise.
     """
 
     def __init__(
@@ -315,8 +322,9 @@ class Registry:
     def manifest(self, repository: str, selector: str) -> tuple[Manifest, Limit | None]:
         """Return the manifest of a tag or digest, verified, and the quota left.
 
-        Upstream this is what a pull is: one GET is sent and never a second, except after a 401,
-        which is no pull. The token is fetched before it.
+        Upstream this is what a pull is: one GET is sent, and another only where it cannot have
+        arrived (the connection was refused) or was refused by a 401, which is no pull. The token is
+        fetched before it.
         """
         access = _Access("manifest", repository, selector)
         answer = self._ask(
@@ -325,7 +333,6 @@ class Registry:
             self._manifest_path(access),
             accept=True,
             limit=MANIFEST_LIMIT,
-            tries=1 if self._costly else _TRIES,
         )
         self._expect(answer, access, 200)
         declared = answer.headers.get("docker-content-digest", "")
@@ -806,8 +813,9 @@ class Registry:
                 result = attempt()
             except RegistryError as error:
                 wait = _backoff(tried)
-                retried = error.code.removeprefix("mirror-") in _RETRIED_CODES
-                if not retried or tried == tries or time.monotonic() + wait > end:
+                if tried == tries or time.monotonic() + wait > end:
+                    raise
+                if not self._passes(access, error, tried):
                     raise
             else:
                 asked = None
@@ -818,6 +826,17 @@ class Registry:
                 wait = asked
             self._transport.pause(wait)
         raise AssertionError("the last try returns or raises")
+
+    def _counts(self, access: _Access) -> bool:
+        """Whether the registry may count the request as a pull once it has it."""
+        return self._costly and access.request == "manifest"
+
+    def _passes(self, access: _Access, error: RegistryError, tried: int) -> bool:
+        """Whether a request without an answer is worth another try, and free to be sent again."""
+        code = error.code.removeprefix("mirror-")
+        if code not in _RETRIED_CODES or (self._counts(access) and error.answered):
+            return False
+        return code != "timeout" or tried < _SLOW_TRIES
 
     def _wait_for_limit(self, end: float) -> None:
         """Wait as long as the registry's 429s ask; raise where that is too long."""
@@ -842,8 +861,10 @@ class Registry:
         self._limited.answered()
         if asked is not None and asked > _LONGEST_WAIT:
             return None
+        if self._counts(access):
+            return None
         if answer.status == 429:
-            worth = access.request != "manifest" and tried < _TRIES - 1
+            worth = access.request != "manifest" and tried < _LIMITED_TRIES
         else:
             worth = answer.status in _RETRIED_STATUSES
             worth = worth and self._refusal(answer, access).code == "server-error"
@@ -1114,7 +1135,9 @@ def _marking(*, elsewhere: bool) -> Iterator[None]:
     try:
         yield
     except RegistryError as error:
-        error.elsewhere = error.elsewhere or elsewhere
+        if elsewhere:
+            # The registry itself has answered.
+            error.elsewhere = error.answered = True
         raise
 
 

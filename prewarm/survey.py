@@ -230,7 +230,7 @@ def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> l
         ]
     upstreams = session.edges.upstreams
     return [
-        upstreams[want.reference.registry].of(want.reference.repository).whole(found)
+        upstreams[want.reference.registry].of(want.reference.repository).whole(found, want)
         if want.reference in futures
         else found
         for want, found in zip(demand, seen, strict=True)

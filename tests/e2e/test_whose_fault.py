@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.host import Host, Sync, digest_of
+from tests.e2e.host import Host, Sync, digest_of, wait_until
 from tests.sandbox import Fault, Sandbox
 from tests.sandbox.faults import JSON_HEADERS, disk_full
 from tests.sandbox.registry import Registry
+from tests.sandbox.server import Server
 
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -191,12 +193,8 @@ def fails_from_the_third_image_on(box: Sandbox, fault: Fault) -> None:
     """Add the fault once two images are on the mirror."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if len(box.mirrors[0].catalog()) >= 2 and box.mirrors[0].tags("library/app1"):
-                box.taps[0].faults.add(fault)
-                return
-            time.sleep(0.002)
+        wait_until(lambda: bool(box.mirrors[0].tags("library/app1")), "second image", 60)
+        box.taps[0].faults.add(fault)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -232,11 +230,8 @@ def test_sync_mirror_that_restarts_is_waited_for(host: Host, box: Sandbox) -> No
     began = threading.Event()
 
     def restart() -> None:
-        deadline = time.monotonic() + 60
-        while not box.mirrors[0].storage.has_repository("library/app1"):
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.002)
+        there = box.mirrors[0].storage.has_repository
+        wait_until(lambda: there("library/app1"), "second image", 60)
         began.set()
         box.mirrors[0].stop()
         time.sleep(2)
@@ -277,6 +272,59 @@ def test_sync_one_repository_redirected_to_a_dead_host_costs_that_image(
     assert only_problem(done)[0] == "bad-redirect"
     assert "127.0.0.1:9" in only_problem(done)[1]
     assert done.named("copy") == pins[1:]
+
+
+@pytest.mark.parametrize("method", ["*", "GET"])
+def test_sync_401_to_every_manifest_is_unauthorized(host: Host, box: Sandbox, method: str) -> None:
+    host.configure(push_six(box))
+    box.hub.faults.add(Fault(method, "*/manifests/*", status=401, count=None))
+    done = host.sync(code=1)
+    assert {done.image(name)["error"]["code"] for name in done.named("fail")} == {"unauthorized"}
+    assert len(done.named("fail")) == 6
+    (only,) = done.report["problems"]
+    assert (only["code"], only["where"], only["severity"]) == ("unauthorized", "docker.io", "error")
+
+
+def test_sync_from_a_hub_that_fails_three_requests_in_ten_copies_all(
+    host: Host, box: Sandbox
+) -> None:
+    pins = push_six(box)
+    registries = {"docker.io": {"endpoint": box.hub.url, "budget": {"pulls": 60, "window": "6h"}}}
+    host.configure(pins, registries=registries)
+    fails = itertools.cycle([False, True, False, False, True, False, True, False, False, False])
+    error = Fault(status=502)
+    for site in (box.hub, box.hub.cdn):
+        site.faults.match = lambda *_: error if next(fails) else None  # type: ignore[method-assign]
+    done = host.sync()
+    assert done.named("copy") == pins
+    assert host.charged() == len(done.gets)
+
+
+def test_sync_from_a_hub_that_refuses_connections_for_a_moment_copies_all(
+    host: Host, box: Sandbox
+) -> None:
+    pins = push_six(box)
+    server = Server(box.hub)
+    host.configure(pins, registries={"docker.io": {"endpoint": server.url}})
+    box.hub.latency = 0.1
+
+    def restart() -> None:
+        wait_until(lambda: bool(box.hub.access.gets()), "manifest GET")
+        server.close()
+        time.sleep(2)
+        again.append(Server(box.hub, port=server.port))
+
+    again: list[Server] = []
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        done = host.sync()
+    finally:
+        thread.join()
+        again[0].close()
+    assert done.named("copy") == pins
+    # Only what was cut off may have been sent twice.
+    assert host.charged() <= len(pins) + 4
 
 
 def test_sync_blob_that_comes_damaged_once_is_asked_for_again(host: Host, box: Sandbox) -> None:

@@ -6,13 +6,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from prewarm import clock
+from prewarm import clock, purchase
 from prewarm import registry as module
 from prewarm.budget import Limit, Spend, Window
 from prewarm.demand import Want
@@ -29,6 +29,7 @@ from prewarm.registry import Registry
 from prewarm.settings import Limits, Upstream
 from tests.sandbox import Fault, Quota, Sandbox
 from tests.sandbox.hub import PULL_LIMIT
+from tests.sandbox.server import Server
 
 AMD, ARM, S390 = (Platform("linux", name) for name in ("amd64", "arm64", "s390x"))
 THREE = ["linux/amd64", "linux/arm64", "linux/s390x"]
@@ -173,7 +174,7 @@ def test_buy_index_whose_children_are_remembered_is_still_one_pull(
 
 def test_buy_what_is_bought_is_remembered_before_the_step_ends(box: Sandbox, buyer: Buyer) -> None:
     box.push("library/app", "1", platforms=THREE)
-    box.hub.faults.add(Fault("GET", "*/manifests/sha256:*", nth=3, reset=True))
+    box.hub.faults.add(Fault("GET", "*/manifests/sha256:*", nth=3, status=418))
     image = buyer.look("app:1", (AMD, ARM, S390))
     with pytest.raises(RegistryError):
         buyer.buy(image)
@@ -255,21 +256,114 @@ def test_buy_after_a_429_sends_nothing_more(box: Sandbox, buyer: Buyer) -> None:
     assert (second.pulls, second.gets, buyer.charged) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "fault", [{"reset": True}, {"drop": True}, {"hang": 2.0}, {"status": 500}, {"cut": 10}]
-)
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries that follow each other without a pause."""
+    monkeypatch.setattr(purchase, "_PAUSE", (0.0, 0.0))
+    monkeypatch.setattr(module, "_BACKOFF", (0.005, 0.02))
+
+
+FAILING = [{"reset": True}, {"drop": True}, {"status": 500}, {"status": 502}, {"cut": 10}]
+
+
+@pytest.mark.parametrize("fault", [*FAILING, {"hang": 2.0}])
 @pytest.mark.parametrize(("nth", "pulls"), [(1, 1), (2, 1), (3, 2)])
 def test_buy_get_that_may_have_been_counted_stays_charged(
     box: Sandbox, fault: dict[str, Any], nth: int, pulls: int
 ) -> None:
     box.push("library/app", "1", platforms=THREE)
-    with buying(box.hub.url, read_timeout=0.25) as buyer:
+    with buying(box.hub.url, Window(2, HOURS_6), read_timeout=0.25) as buyer:
         image = buyer.look("app:1", (AMD, ARM))
         box.hub.faults.add(Fault("GET", "*/manifests/*", nth=nth, **fault))
         with pytest.raises(RegistryError):
+            # The window has no room for a second GET of what failed.
             buyer.buy(image)
         assert (image.pulls, image.gets, buyer.charged) == (pulls, nth, pulls)
     assert len(gets(box)) == nth
+
+
+@pytest.mark.parametrize("fault", FAILING)
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_buy_get_that_failed_is_sent_again_under_a_reservation_of_its_own(
+    box: Sandbox, at_once: None, fault: dict[str, Any], nth: int
+) -> None:
+    box.push("library/app", "1", platforms=THREE)
+    with buying(box.hub.url, Window(3, HOURS_6)) as buyer:
+        image = buyer.look("app:1", (AMD, ARM))
+        box.hub.faults.add(Fault("GET", "*/manifests/*", nth=nth, **fault))
+        assert buyer.buy(image) is None
+        assert (image.pulls, image.gets, buyer.charged) == (3, 4, 3)
+    assert len(gets(box)) == 4
+
+
+def test_buy_get_that_fails_again_and_again_is_charged_each_time(
+    box: Sandbox, at_once: None
+) -> None:
+    box.push("library/app", "1", single=True)
+    box.hub.faults.add(Fault("GET", "*/manifests/*", count=None, status=500))
+    with buying(box.hub.url) as buyer:
+        image = buyer.look("app:1")
+        with pytest.raises(RegistryError):
+            buyer.buy(image)
+        assert (image.pulls, image.gets, buyer.charged) == (6, 6, 6)
+    assert len(gets(box)) == 6
+
+
+@pytest.mark.parametrize(("window", "sent"), [(3, 3), (1, 1)])
+def test_buy_from_a_registry_that_fails_never_spends_more_than_the_window(
+    box: Sandbox, at_once: None, window: int, sent: int
+) -> None:
+    for n in range(4):
+        box.push(f"library/app{n}", "1", single=True)
+    box.hub.faults.add(Fault("GET", "*/manifests/*", count=None, status=502))
+    with buying(box.hub.url, Window(window, HOURS_6)) as buyer:
+        for n in range(4):
+            with suppress(RegistryError):
+                buyer.buy(buyer.look(f"app{n}:1"))
+        assert buyer.charged == sent
+    assert len(gets(box)) == sent
+
+
+def test_buy_get_that_only_was_refused_is_unauthorized(box: Sandbox) -> None:
+    """The HEAD of the same manifest was answered: it is neither missing nor private."""
+    box.push("library/app", "1", single=True)
+    box.hub.faults.add(Fault("GET", "*/manifests/*", count=None, status=401))
+    with buying(box.hub.url) as buyer:
+        image = buyer.look("app:1")
+        with pytest.raises(RegistryError) as caught:
+            buyer.buy(image)
+    assert caught.value.code == "unauthorized"
+    assert "401 to GET" in caught.value.text
+
+
+def test_buy_get_whose_connection_is_refused_for_a_moment_is_sent_once(box: Sandbox) -> None:
+    box.push("library/app", "1", single=True)
+    with buying(box.hub.url) as buyer:
+        image = buyer.look("app:1")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        closed = Registry("docker.io", f"http://127.0.0.1:{port}", environ={})
+        buyer.upstream.registry = closed
+        with closed, ThreadPoolExecutor(1) as pool:
+            future = pool.submit(buyer.buy, image)
+            time.sleep(0.7)
+            with Server(box.hub, port=port):
+                assert future.result() is None
+        assert (image.pulls, image.gets, buyer.charged) == (1, 1, 1)
+    assert len(gets(box)) == 1
+
+
+def test_buy_get_redirected_to_a_dead_host_stays_charged(box: Sandbox, at_once: None) -> None:
+    """The registry has answered, and may have counted it."""
+    box.push("library/app", "1", single=True)
+    gone = {"Location": "http://127.0.0.1:9/v2/x"}
+    box.hub.faults.add(Fault("GET", "*/manifests/*", count=None, status=307, headers=gone))
+    with buying(box.hub.url) as buyer:
+        image = buyer.look("app:1")
+        with pytest.raises(RegistryError):
+            buyer.buy(image)
+        assert (image.pulls, image.gets, buyer.charged) == (1, 1, 1)
+    assert len(gets(box)) == 1
 
 
 def test_buy_refused_connection_releases_what_was_reserved(

@@ -465,10 +465,17 @@ def test_head_is_asked_again_after_a_passing_failure(status: int, quick: None) -
         assert site.access.statuses() == {200: 2, status: 2}
 
 
-def test_head_of_a_server_that_stays_broken_ends_after_four_tries(quick: None) -> None:
+def test_head_of_a_server_that_stays_broken_ends_after_six_tries(quick: None) -> None:
     with Scripted(served(lambda _: reply(503))) as site, client(site.url) as own:
         assert failure(lambda: own.head("app", "1")).code == "server-error"
-        assert len(site.paths()) == 4
+        assert len(site.paths()) == 6
+
+
+def test_head_that_times_out_is_sent_three_times(quick: None) -> None:
+    with Scripted(served(manifest_reply)) as site, client(site.url, read_timeout=0.1) as own:
+        site.faults.add(Fault(path="*/manifests/*", count=None, hang=10))
+        assert failure(lambda: own.head("app", "1")).code == "timeout"
+    assert len(site.paths()) == 3
 
 
 def test_head_waits_as_long_as_retry_after_says() -> None:
