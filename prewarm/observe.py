@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import inf
 from threading import Lock
 from typing import Protocol
 
@@ -215,6 +217,18 @@ class UpstreamSite:
             if limit is not None and (self.asked is None or asked.boot >= self.asked.boot):
                 self.limit, self.asked = limit, asked
 
+    @contextmanager
+    def limited(self, until: float) -> Iterator[None]:
+        """Wait for nothing after `until`, by the monotonic clock, inside the block."""
+        clients = [client for client in (self.registry, self.public) if client is not None]
+        for client in clients:
+            client.until = until
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.until = inf
+
     def head(self, repository: str, selector: str, clock: Callable[[], Moment]) -> Head:
         """HEAD a manifest and keep what it reports of the quota; raises RegistryError."""
         if self.failure is not None:
@@ -225,7 +239,8 @@ class UpstreamSite:
         except RegistryError as error:
             if error.elsewhere and error.code in UNREACHABLE:
                 error = _redirected(error)
-            self.note_error(repository, error)
+            if time.monotonic() < self.registry.until:  # else it is we who gave up
+                self.note_error(repository, error)
             raise error from None
         self.breaking.ended()
         self.note(head.limit, asked)
@@ -282,7 +297,7 @@ class UpstreamSite:
             return replace(seen, failure=Failure("unauthorized", text, cure))
         if self.failure is None:
             return seen
-        if seen.failure.code not in BREAKING | UNREACHABLE:
+        if seen.failure.code not in BREAKING | UNREACHABLE | {"too-slow"}:
             return seen
         return replace(seen, failure=self.failure)
 

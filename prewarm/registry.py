@@ -52,6 +52,7 @@ from prewarm.transport import (
     Blob,
     Bucket,
     Reader,
+    TimeOverError,
     Transport,
 )
 
@@ -815,7 +816,7 @@ class Registry:
                 wait = _backoff(tried)
                 if tried == tries or time.monotonic() + wait > end:
                     raise
-                if not self._passes(access, error, tried):
+                if isinstance(error, TimeOverError) or not self._passes(access, error, tried):
                     raise
             else:
                 asked = None
@@ -841,7 +842,7 @@ class Registry:
     def _wait_for_limit(self, end: float) -> None:
         """Wait as long as the registry's 429s ask; raise where that is too long."""
         left = self._limited.left
-        if self._limited.given_up or time.monotonic() + left > end:
+        if self._limited.given_up or (left and time.monotonic() + left > end):
             raise RegistryError(
                 role_code(self.role, "abuse-limit"),
                 f"{self.name}: too many requests: it answers 429, and is left alone in this run",
@@ -883,7 +884,10 @@ class Registry:
         limit: int = _TOKEN_LIMIT,
     ) -> _Answer:
         """Return the answer, read, after the redirects of a GET or HEAD."""
-        response, last = self._redirected(method, url, headers, access, body, streamed=False)
+        # As long as a few waits for bytes where there is much to send or to read.
+        long = bool(body) or limit > _TOKEN_LIMIT
+        total = 4 * self._read_timeout if long else self._connect_timeout + self._read_timeout
+        response, last = self._redirected(method, url, headers, access, body, total=total)
         elsewhere = origin_of(last) != origin_of(url)
         with _marking(elsewhere=elsewhere):
             answer = self._read(access, response, last, limit)
@@ -893,7 +897,10 @@ class Registry:
         self, url: str, headers: Mapping[str, str], access: _Access
     ) -> _Answer | tuple[urllib3.BaseHTTPResponse, str]:
         """Return the unread answer to a GET and whose it is, or what was answered instead."""
-        response, url = self._redirected("GET", url, headers, access, None, streamed=True)
+        total = self._connect_timeout + 2 * self._read_timeout  # for the head of the answer
+        response, url = self._redirected(
+            "GET", url, headers, access, None, total=total, streamed=True
+        )
         if response.status in {200, 206}:
             return response, url
         return self._read(access, response, url, _TOKEN_LIMIT)
@@ -906,18 +913,18 @@ class Registry:
         access: _Access,
         body: bytes | None,
         *,
-        streamed: bool,
+        total: float,
+        streamed: bool = False,
     ) -> tuple[urllib3.BaseHTTPResponse, str]:
         """Send, follow redirects, and return the last answer, unread, with its URL.
 
         The Authorization is for the first origin alone.
         """
         where, origin = self._where(access), origin_of(url)
-        ends = time.monotonic() + self._longest(method, body, streamed=streamed)
+        ends = min(time.monotonic() + total, self.until)
         bare = {name: value for name, value in headers.items() if name != "Authorization"}
         for _ in range(_REDIRECTS + 1):
             own = origin_of(url) == origin
-            total = min(ends, self.until) - time.monotonic()
             with _marking(elsewhere=not own):
                 response = self._transport.send(
                     method,
@@ -926,7 +933,7 @@ class Registry:
                     body,
                     where=where,
                     streamed=streamed,
-                    total=total,
+                    total=ends - time.monotonic(),
                     foreign=not self._destinations.is_named(url),
                 )
                 moved = response.status in _MOVED and method in {"GET", "HEAD"}
@@ -942,14 +949,6 @@ class Registry:
         raise self._error(
             "too-many-redirects", access, f"more than {_REDIRECTS} redirects", "check the registry"
         )
-
-    def _longest(self, method: str, body: bytes | None, *, streamed: bool) -> float:
-        """Return the seconds that a request may take in total, redirects included."""
-        if streamed:  # until the head of the answer is there
-            return self._connect_timeout + 2 * self._read_timeout
-        if body or method == "GET":
-            return 4 * self._read_timeout
-        return self._connect_timeout + self._read_timeout
 
     def _read(
         self, access: _Access, response: urllib3.BaseHTTPResponse, url: str, limit: int

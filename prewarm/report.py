@@ -17,7 +17,15 @@ from prewarm.rank import position
 from prewarm.words import counted, size_words
 
 UPSTREAM_CODES: Final = frozenset(
-    {"unreachable", "tls", "plain-http", "plain-http-credentials", "proxy", "unauthorized"}
+    {
+        "unreachable",
+        "tls",
+        "plain-http",
+        "plain-http-credentials",
+        "proxy",
+        "unauthorized",
+        "too-slow",
+    }
 )
 """Failures that are the registry's as a whole: one problem, whatever the number of images."""
 _OVER_LIMIT: Final = frozenset({"pulls-per-image", "image-size"})

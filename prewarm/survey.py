@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from prewarm.coverage import used_of_late
 from prewarm.demand import Want, chosen, patterns, skipped_by, uncovered, wants, with_uses
@@ -19,13 +19,20 @@ from prewarm.probe import PROBE_REPOSITORY
 from prewarm.rank import ranked
 from prewarm.reference import InvalidReference, Reference, parse
 from prewarm.session import Session
-from prewarm.settings import Newest, Pin, Settings
+from prewarm.settings import Limits, Newest, Pin, Settings
 from prewarm.shares import by_turns
 from prewarm.tags import newest
 from prewarm.usage import UsedImage
 
 log = logging.getLogger("prewarm")
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_Tags = tuple[str, ...] | RegistryError
+
+LOOKING: Final = 300.0
+"""Seconds in which a registry can be asked for its images and tags, beside the time that our own
+limits.heads_per_minute takes; the others do not wait for it longer."""
 _MANY: Final = 0.05
 """The share of the uses above which a platform that is missing is the operator's to cure."""
 
@@ -37,7 +44,7 @@ class Survey:
     images: tuple[tuple[Want, Seen], ...]
     problems: tuple[Problem, ...] = ()
     complete: bool = True
-    """Whether the demand is all there is: no list of tags is missing."""
+    """Whether the demand is all there is, and was looked at: no list of tags is missing."""
     tags: Mapping[Pin, tuple[str, ...]] = field(default_factory=dict)
     """What the pins with patterns mean."""
     whole: bool = True
@@ -78,7 +85,8 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     if asked:
         names = {pin.reference.name for pin in asked}
         pins = [pin for pin in pins if pin.reference.name in names]
-    tags, problems = list_tags(pins, upstreams, session.settings.limits.checks)
+    limits = settings.limits
+    tags, problems = list_tags(pins, upstreams, limits.checks, min(LOOKING, limits.run_time / 8))
     demand = with_uses(settings, wants(settings, pins, tags), used)
     met = (*problems, *platform_problems(demand, used))
     if asked:
@@ -87,7 +95,8 @@ def survey(session: Session, asked: Sequence[Pin] = ()) -> Survey:
     images = zip(demand, seen, strict=True)
     # Images that a person named keep the order given.
     found = tuple(images) if asked else tuple(ranked(images))
-    return Survey(found, met, not problems, tags, not asked)
+    unchecked = any(one.failure == _unchecked(want.reference.registry) for want, one in found)
+    return Survey(found, met, not problems and not unchecked, tags, not asked)
 
 
 def used_images(session: Session) -> tuple[UsedImage, ...]:
@@ -157,9 +166,15 @@ def wrong_mode(site: MirrorSite) -> Failure:
 
 
 def list_tags(
-    pins: Sequence[Pin], upstreams: Mapping[str, UpstreamSite], checks: int
+    pins: Sequence[Pin],
+    upstreams: Mapping[str, UpstreamSite],
+    checks: int,
+    seconds: float = LOOKING,
 ) -> tuple[dict[Pin, tuple[str, ...]], tuple[Problem, ...]]:
-    """Return the tags that each pin with a pattern means; a repository is asked once."""
+    """Return the tags that each pin with a pattern means; a repository is asked once.
+
+    Each registry has so many seconds for all of its repositories.
+    """
 
     def ask(reference: Reference) -> tuple[str, ...] | RegistryError:
         try:
@@ -167,11 +182,17 @@ def list_tags(
         except RegistryError as error:
             return error
 
-    repositories = patterns(pins)
-    if not repositories:
-        return {}, ()
-    with ThreadPoolExecutor(min(checks, len(repositories)), "tags") as pool:
-        listed = dict(zip(repositories, pool.map(ask, repositories), strict=True))
+    def ask_all(
+        registry: str, repositories: Sequence[Reference]
+    ) -> Iterable[tuple[Reference, _Tags]]:
+        until = time.monotonic() + seconds
+        with (
+            upstreams[registry].limited(until),
+            ThreadPoolExecutor(min(checks, len(repositories)), f"tags-{registry}") as pool,
+        ):
+            return zip(repositories, list(pool.map(ask, repositories)), strict=True)
+
+    listed = dict(_each_registry(patterns(pins), lambda found: found.registry, ask_all))
     tags: dict[Pin, tuple[str, ...]] = {}
     problems = []
     for pin in pins:
@@ -193,45 +214,83 @@ def look(session: Session, demand: Sequence[Want], *, recheck: float = 0.0) -> l
     """Look at every image, up to `limits.checks` at once per registry; in the demand's order.
 
     Pins are looked at first, then the most wanted, each project's and namespace's in their turn.
-    A tag that has not moved for long is asked for upstream within `recheck` seconds only.
+    A tag that has not moved for long is asked for upstream within `recheck` seconds only. Each
+    registry has its own time (`looking_time`); what it does not answer until then fails.
     """
     observer = replace(session.observer, recheck=recheck)
 
-    def see(want: Want) -> Seen:
+    def see(want: Want, until: float) -> Seen:
         if skipped_by(want, session.settings.skip) is not None:
             return Seen()
         if session.stop.is_set():
             return Seen(failure=Failure("interrupted", "the run was ended", "run it again"))
+        if time.monotonic() >= until:
+            return Seen(failure=_unchecked(want.reference.registry))
         try:
-            return observer.see(want)
+            seen = observer.see(want)
         except PrewarmError:
             raise
         except Exception:
             # It must not take the other images with it.
             log.exception("a bug met %s", want.reference)
             return Seen(failure=bug(want))
+        if (
+            seen.failure is not None
+            and seen.failure.code == "timeout"
+            and time.monotonic() >= until
+        ):
+            return replace(seen, failure=_unchecked(want.reference.registry))
+        return seen
 
-    by_registry: dict[str, list[Want]] = {}
-    for want in by_turns((w, w.payers, math.inf if w.pinned else w.weight) for w in demand):
-        if want.reference.registry in session.edges.upstreams:
-            by_registry.setdefault(want.reference.registry, []).append(want)
-    with ExitStack() as stack:
-        futures = {}
-        for registry, images in by_registry.items():
-            client = session.edges.upstreams[registry].registry
-            workers = min(session.settings.limits.checks, len(images))
-            pool = stack.enter_context(ThreadPoolExecutor(workers, f"check-{registry}"))
-            client.authorize(dict.fromkeys(want.reference.repository for want in images))
-            for want in images:
-                futures[want.reference] = pool.submit(see, want)
-        seen = [
-            futures[want.reference].result() if want.reference in futures else observer.see(want)
-            for want in demand
+    def see_all(registry: str, images: Sequence[Want]) -> list[tuple[Reference, Seen]]:
+        site, limits = session.edges.upstreams[registry], session.settings.limits
+        until = time.monotonic() + looking_time(limits, len(images))
+        with (
+            site.limited(until),
+            ThreadPoolExecutor(min(limits.checks, len(images)), f"check-{registry}") as pool,
+        ):
+            site.registry.authorize(dict.fromkeys(want.reference.repository for want in images))
+            seen = list(pool.map(lambda want: see(want, until), images))
+        return [
+            (want.reference, site.of(want.reference.repository).whole(one, want))
+            for want, one in zip(images, seen, strict=True)
         ]
-    upstreams = session.edges.upstreams
-    return [
-        upstreams[want.reference.registry].of(want.reference.repository).whole(found, want)
-        if want.reference in futures
-        else found
-        for want, found in zip(demand, seen, strict=True)
-    ]
+
+    turns = by_turns((w, w.payers, math.inf if w.pinned else w.weight) for w in demand)
+    listed = [want for want in turns if want.reference.registry in session.edges.upstreams]
+    found = dict(_each_registry(listed, lambda want: want.reference.registry, see_all))
+    return [found.get(want.reference) or observer.see(want) for want in demand]
+
+
+def looking_time(limits: Limits, images: int) -> float:
+    """Return the seconds in which a registry can be asked for so many images."""
+    paced = 60 * images / limits.heads_per_minute
+    return min(limits.run_time / 4, LOOKING + 1.5 * paced)
+
+
+def _each_registry(
+    items: Iterable[_In],
+    registry_of: Callable[[_In], str],
+    work: Callable[[str, Sequence[_In]], Iterable[_Out]],
+) -> list[_Out]:
+    """Do the work for the items of each registry, all registries at once: none waits for another.
+
+    What is slow is the work's to bound.
+    """
+    by_registry: dict[str, list[_In]] = {}
+    for item in items:
+        by_registry.setdefault(registry_of(item), []).append(item)
+    if not by_registry:
+        return []
+    with ThreadPoolExecutor(len(by_registry), "registry") as pool:
+        parts = list(pool.map(work, by_registry, by_registry.values()))
+    return [one for part in parts for one in part]
+
+
+def _unchecked(registry: str) -> Failure:
+    """Return the failure of an image that its registry left no time to ask for."""
+    return Failure(
+        "too-slow",
+        f"{registry}: timed out: it answers too slowly for all of its images to be checked",
+        "check the network and the load of the registry; the next sync tries again",
+    )

@@ -77,6 +77,10 @@ class Bucket:
             return max(0.0, -self._left / rate)
 
 
+class TimeOverError(RegistryError):
+    """A server kept sending, and its answer was not complete in time: no reason to ask again."""
+
+
 class Transport:
     """One request, one answer: pools of kept connections, TLS, proxies and timeouts."""
 
@@ -337,13 +341,13 @@ class Failures:
             role_code(self._role, code), f"{self._where}: {self._host} {text}", cure, answered=sent
         ) from None
 
-    def timeout(self, why: str = "", *, sent: bool = True) -> RegistryError:
+    def timeout(self, why: str = "", *, sent: bool = True) -> TimeOverError:
         """Return the failure of an answer that took too long."""
         self._limit.stop()
         if not why and self._limit.seconds > 0:
             why = f"no complete answer within {self._limit.seconds:.3g} s"
         why = why or "its share of the run's time is over"
-        return RegistryError(
+        return TimeOverError(
             role_code(self._role, "timeout"),
             f"{self._where}: {self._host} timed out: {why}",
             "check the network and the load of the registry, then try again",
