@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from prewarm.clientfile import File
 from prewarm.errors import UsageError
+from prewarm.ownership import Entry, entry_of
 
 
 def show(files: tuple[File, ...]) -> str:
@@ -30,11 +32,17 @@ def write(files: tuple[File, ...], folder: Path) -> tuple[Path, ...]:
 def _is_there(path: Path, text: str) -> bool:
     """Whether the file is there and holds the text; UsageError where it holds another."""
     try:
-        if path.read_bytes() == text.encode():
-            return True
+        with entry_of(path) as entry:
+            if entry.status is None and not path.is_symlink():
+                return False
+            if entry.status is not None and stat.S_ISREG(entry.status.st_mode):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(entry.name, flags, dir_fd=entry.folder)
+                with os.fdopen(descriptor, "rb") as file:
+                    if file.read(len(text.encode()) + 1) == text.encode():
+                        return True
     except (FileNotFoundError, NotADirectoryError):
-        if not path.is_symlink():
-            return False
+        return False
     except OSError as error:
         raise UsageError("write", f"{path}: {error.strerror}", "name another folder") from error
     raise UsageError(
@@ -48,15 +56,34 @@ def _write(folder: Path, file: File) -> None:
     path = folder / file.name
     try:
         for parent in reversed([one for one in path.parents if not one.exists()]):
-            parent.mkdir(exist_ok=True)
-            parent.chmod(0o755)  # whatever the umask: clients run as other users
-        with path.open("x", encoding="utf-8", newline="\n") as out:
-            os.fchmod(out.fileno(), 0o644)
-            try:
-                out.write(file.text)
-                out.flush()
-            except OSError:
-                path.unlink()  # half a file would count as another content
-                raise
+            _make_folder(parent)
+        with entry_of(path) as entry:
+            _write_new(entry, file.text.encode())
     except OSError as error:
         raise UsageError("write", f"{path}: {error.strerror}", "name another folder") from error
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder that everybody may enter, whatever the umask: clients run as other users."""
+    with entry_of(path) as entry:
+        os.mkdir(entry.name, 0o755, dir_fd=entry.folder)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        made = os.open(entry.name, flags, dir_fd=entry.folder)
+        try:
+            os.fchmod(made, 0o755)
+        finally:
+            os.close(made)
+
+
+def _write_new(entry: Entry, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(entry.name, flags, 0o644, dir_fd=entry.folder)
+    with os.fdopen(descriptor, "wb") as out:
+        os.fchmod(out.fileno(), 0o644)
+        try:
+            out.write(content)
+            out.flush()
+        except OSError:
+            # Half a file would count as another content.
+            os.unlink(entry.name, dir_fd=entry.folder)
+            raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from prewarm.engines import Engine, find_engine
 from prewarm.errors import PrewarmError, RegistryError
 from prewarm.ledger import MIGRATIONS, Ledger, schema_version
 from prewarm.observe import MirrorSite, UpstreamSite
+from prewarm.ownership import user_name
 from prewarm.policy import read_policy
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.proxies import is_loopback
@@ -365,18 +365,11 @@ def _check_state(place: Place, skews: Skews) -> Checks:
     schema = f"schema {version}"
     if version < newest:
         schema += f", brought to {newest} by the next sync"
-    text = f"{path} of {_user_name(info.st_uid)} opens: {schema}, {size_words(info.st_size)}"
+    text = f"{path} of {user_name(info.st_uid)} opens: {schema}, {size_words(info.st_size)}"
     if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        cure = f"let {_user_name(place.user)} write it and its folder"
+        cure = f"let {user_name(place.user)} write it and its folder"
         return (Check("state", "failed", f"{path} cannot be written", cure),)
     return (Check("state", "ok", text),)
-
-
-def _user_name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return f"#{user}"
 
 
 def clocks(skews: Mapping[str, float | None]) -> Checks:

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,7 +18,7 @@ from prewarm import skopeo
 from prewarm.copying import Tools
 from prewarm.credentials import AuthConfig, authfile_in_memory
 from prewarm.credentials import load as load_credentials
-from prewarm.errors import Failure, PrewarmError, Problem, RegistryError, UsageError
+from prewarm.errors import Failure, PrewarmError, Problem, RegistryError
 from prewarm.login import Login
 from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
@@ -29,6 +28,7 @@ from prewarm.refusals import login_cure
 from prewarm.registry import RETRY_FOR, Registry
 from prewarm.settings import Mirror, Settings, Upstream
 from prewarm.transport import CONNECT_TIMEOUT, READ_TIMEOUT
+from prewarm.workspace import cache_folder, private_folder
 
 
 @dataclass(frozen=True)
@@ -178,15 +178,14 @@ def _mirror_client(
 
 @contextmanager
 def open_tools(
-    edges: Edges, data: Path, environ: Mapping[str, str], home: Path | None
+    edges: Edges, folder: Path, environ: Mapping[str, str], home: Path | None
 ) -> Iterator[Tools | PrewarmError]:
     """Find skopeo and make its private folder; the error where it cannot be used.
 
-    `data` is the folder where skopeo remembers, from run to run, which blob lies where. The private
-    folder lies beside it, under the lock of the state: what a killed run left there is removed.
+    `folder` is this host's own beside the state, under its lock.
     """
     with ExitStack() as stack:
-        private = stack.enter_context(_private_folder(data.with_name("private")))
+        private = stack.enter_context(private_folder(folder))
         try:
             program = skopeo.find(environ)
             policy = read_policy(home)
@@ -197,24 +196,8 @@ def open_tools(
         except PrewarmError as error:
             yield error
             return
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        environment = skopeo.child_environment(environ, private, data)
+        environment = skopeo.child_environment(environ, private, cache_folder(folder, private))
         yield Tools(program, environment, destinations, policy)
-
-
-@contextmanager
-def _private_folder(path: Path) -> Iterator[Path]:
-    rmtree(path, ignore_errors=True)
-    try:
-        path.mkdir(mode=0o700, parents=True)
-    except OSError as error:
-        raise UsageError(
-            "state", f"{path} cannot be made: {error.strerror}", "remove it, or mend its folder"
-        ) from error
-    try:
-        yield path
-    finally:
-        rmtree(path, ignore_errors=True)
 
 
 def _destination(

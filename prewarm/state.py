@@ -9,13 +9,13 @@ import errno
 import fcntl
 import hashlib
 import os
-import pwd
 import shlex
 import socket
+import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from prewarm.budget import Moment
 from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.ownership import ForeignLinkError, entry_of, is_ours, user_name
 from prewarm.settings import Settings
 from prewarm.site import Site, canonical, site_of
 
@@ -30,6 +31,8 @@ FILE: Final = "prewarm.db"
 _SYSTEM_CONFIG: Final = Path("/etc/prewarm/images.yml")
 _SYSTEM_STATE: Final = Path("/var/lib/prewarm")
 _POLL_SECONDS: Final = 0.2
+_BESIDE: Final = ("-journal", "-wal", "-shm")
+"""What SQLite reads beside its file, and believes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,9 @@ def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…"))
 
     `user` is the effective user's id. Before the state exists its folder tells, for root alone:
     root may write anywhere, and its files would then lock the service's user out. A link to a
-    state is followed: what counts is whose file it is.
+    state is followed, if it is not another user's: what counts is whose file it is.
     """
+    _refuse_links(path)
     place, owner = _owned(path)
     if owner is None and user == 0:
         place, owner = _owned(path.parent)
@@ -106,10 +110,7 @@ def check_owner(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…"))
         raise _unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     if owner is None or owner == user:
         return
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = f"#{owner}"
+    name = user_name(owner)
     command = shlex.join(["sudo", *(["-u", name] if owner else [])])
     whose = "belongs" if place in (path, path.parent) else f"lies in {place}, which belongs"
     raise UsageError(
@@ -130,6 +131,8 @@ def prepare(path: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> 
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise _unwritable(path, error) from error
+    for suffix in _BESIDE:
+        _refuse_others(Path(os.path.realpath(path) + suffix))
 
 
 def prepare_folder(folder: Path, user: int, argv: Sequence[str] = ("prewarm", "…")) -> None:
@@ -139,6 +142,36 @@ def prepare_folder(folder: Path, user: int, argv: Sequence[str] = ("prewarm", "�
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def _refuse_links(path: Path) -> None:
+    """Raise UsageError where the path leads over a symbolic link of another user."""
+    try:
+        with entry_of(path) as entry:
+            status = entry.status
+    except ForeignLinkError as error:
+        raise _planted(path, str(error.strerror)) from error
+    except OSError:
+        return  # what cannot be looked at cannot be used either, which is said then
+    if status is not None and stat.S_ISLNK(status.st_mode) and not is_ours(status.st_uid):
+        raise _planted(path, f"is a symbolic link of {user_name(status.st_uid)}")
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise UsageError where another user made what SQLite would take for its own."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not is_ours(status.st_uid):
+            raise _planted(path, f"belongs to {user_name(status.st_uid)}")
+
+
+def _planted(path: Path, cause: str) -> UsageError:
+    return UsageError(
+        "state-owner",
+        f"state {path}: {cause}",
+        f"remove it, or write state: with a path in a folder where only this user may write "
+        f"(ls -la {path.parent})",
+    )
 
 
 def _owned(path: Path) -> tuple[Path, int | None]:
@@ -191,6 +224,7 @@ class StateLock:
 
     def try_acquire(self, since: float) -> bool:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        _refuse_others(self._path)
         try:
             descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:

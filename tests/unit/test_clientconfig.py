@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prewarm import cli, config
+from prewarm import cli, clientoutput, config
 from prewarm.clientconfig import KINDS, client_config
 from prewarm.clientfile import File, quoted, remarks
 from prewarm.errors import ConfigError, UsageError
@@ -24,6 +25,7 @@ from prewarm.platforms import ALL, DEFAULT
 from prewarm.reference import parse
 from prewarm.settings import Limits, Mirror, Pin, Settings, Upstream
 from tests.support.kubernetes import assert_manifest_is_valid
+from tests.support.stranger import UID, needs_root
 from tests.support.units import read_unit
 
 HUB = Upstream("docker.io", "https://registry-1.docker.io")
@@ -580,3 +582,27 @@ def test_registry_units_may_write_only_where_they_must() -> None:
     assert writer["ReadWritePaths"] == ['"/var/lib/docker-registry"']
     assert reader["AmbientCapabilities"] == ["CAP_NET_BIND_SERVICE"]
     assert "AmbientCapabilities" not in writer
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_write_where_another_thing_has_the_name_is_refused_at_once(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "a" / "file"
+    path.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="is there with other content"):
+        clientoutput.write((File("a/file", "text\n"),), tmp_path)
+
+
+@needs_root
+def test_write_into_a_folder_that_is_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "out").symlink_to("own")
+    os.lchown(tmp_path / "out", UID, UID)
+    with pytest.raises(UsageError, match=r"symbolic link .* of nobody is not followed"):
+        clientoutput.write((File("a/file", "text\n"),), tmp_path / "out")
+    assert list((tmp_path / "own").iterdir()) == []

@@ -324,3 +324,45 @@ def test_exclusive_killed_holder_frees_both(tmp_path: Path) -> None:
             holder.wait()
     with exclusive(locks_for(state, [url]), NOW):
         pass
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_state_by_a_link_of_another_user_is_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "prewarm.db").touch()
+    if where == "file":
+        link, path = (tmp_path / "prewarm.db",) * 2
+        link.symlink_to("own/prewarm.db")
+    else:
+        link, path = tmp_path / "link", tmp_path / "link" / "prewarm.db"
+        link.symlink_to("own")
+    prepare(path, 0)
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(UsageError, match=f"{link}.* of nobody|a symbolic link of nobody") as caught:
+        prepare(path, 0)
+    assert caught.value.code == "state-owner"
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+def test_prepare_refuses_what_another_user_put_beside_the_state(
+    tmp_path: Path, suffix: str
+) -> None:
+    planted = tmp_path / f"prewarm.db{suffix}"
+    planted.touch()
+    prepare(tmp_path / "prewarm.db", 0)
+    os.chown(planted, 65534, 65534)
+    with pytest.raises(UsageError, match=f"{planted}: belongs to nobody") as caught:
+        prepare(tmp_path / "prewarm.db", 0)
+    assert caught.value.code == "state-owner"
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give a file away")
+def test_lock_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    planted = tmp_path / "prewarm.db.lock"
+    planted.touch(0o666)
+    os.chown(planted, 65534, 65534)
+    with pytest.raises(UsageError, match="belongs to nobody") as caught:
+        StateLock(tmp_path / "prewarm.db").try_acquire(0.0)
+    assert caught.value.code == "state-owner"

@@ -1,0 +1,77 @@
+"""Files of others, and what other users of the machine prepare: prewarm touches neither."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import Host
+from tests.sandbox import Sandbox
+from tests.support.stranger import UID, needs_root
+
+
+@pytest.fixture
+def host(box: Sandbox, tmp_path: Path) -> Host:
+    return Host(tmp_path, box)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder as /tmp is: everybody may write there, and nobody removes what is another's."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        yield folder
+
+
+def test_sync_with_the_state_in_a_home_folder_leaves_its_folders_alone(
+    host: Host, box: Sandbox, tmp_path: Path
+) -> None:
+    box.push("library/app", "1", single=True)
+    home = tmp_path / "alice"
+    for name in ("private", "skopeo", "certs-0"):
+        (home / name).mkdir(parents=True)
+        (home / name / "diary").write_text("mine")
+    host.configure(["app:1"], state=str(home / "prewarm.db"))
+    assert host.sync().summary["copied"] == 1
+    for name in ("private", "skopeo", "certs-0"):
+        assert [(file.name, file.read_text()) for file in (home / name).iterdir()] == [
+            ("diary", "mine")
+        ]
+    assert sorted(path.name for path in home.iterdir() if path.is_dir()) == [
+        ".prewarm-skopeo",
+        "certs-0",
+        "private",
+        "skopeo",
+    ]
+
+
+@needs_root
+def test_report_and_metrics_follow_no_link_of_another_user(
+    host: Host, box: Sandbox, tmp_path: Path, shared: Path
+) -> None:
+    box.push("library/app", "1", single=True)
+    secret = tmp_path / "auth.json"
+    secret.write_text('{"auths": {}}')
+    secret.chmod(0o600)
+    for name in ("prewarm.prom", "report.html"):
+        (shared / name).symlink_to(secret)
+        os.lchown(shared / name, UID, UID)
+    host.configure(["app:1"], metrics=str(shared / "prewarm.prom"))
+    host.sync()
+    finished = host.run("report", "--html", str(shared / "report.html"))
+    assert finished.returncode == 0, finished.stderr
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ('{"auths": {}}', 0o600)
+    assert "prewarm_pulls_total" in (shared / "prewarm.prom").read_text()
+    assert "</html>" in (shared / "report.html").read_text()
+
+
+def test_report_to_stdout_by_its_path(host: Host) -> None:
+    host.configure(["app:1"])
+    finished = host.run("report", "--html", "/dev/stdout")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.rstrip().endswith("</html>")
