@@ -219,7 +219,11 @@ def cause_of(
         return Cause(error, "source", code in {"reset", "server-error", "unreachable"})
     if (line := panic(stderr)) is not None:
         text = f"{where}: skopeo crashed: {line}"
-        return Cause(PrewarmError("copy", text, "run again; report it to skopeo"), "source", True)
+        return Cause(
+            PrewarmError("copy", text, "run again; if it stays so, install a newer skopeo"),
+            "source",
+            True,
+        )
     nameless = _nameless(words)
     writing = _WRITING.search(nameless) is not None and _READING.search(nameless) is None
     side: Side = "mirror" if writing else "source"

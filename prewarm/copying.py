@@ -21,7 +21,7 @@ from typing import Final
 
 from prewarm import skopeo
 from prewarm.budget import Window
-from prewarm.causes import Cause, cause_of, last_words
+from prewarm.causes import Cause, cause_of, last_words, panic
 from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.image import Image
@@ -98,6 +98,8 @@ class Carrier:
     """Configs that are for a wanted platform."""
 
     def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._renewed = False
         self._turns = Turns(self.stop)
         self._moving = Moving(self.stop)
         self._sites = {site.url: site for site in self.observer.mirrors}
@@ -448,6 +450,8 @@ class Carrier:
                 source=offer.failure,
             )
             log.debug("skopeo: %s", last_words(result.stderr))
+            if (crash := panic(result.stderr)) is not None:
+                self._renew_cache(crash)
             error = self._judged(site, repository, cause)
             # After the proof: of a full disk they take the last bytes.
             site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
@@ -480,6 +484,15 @@ class Carrier:
         finally:
             self.gate.withdraw(source)
             image.moved += offer.sent
+
+    def _renew_cache(self, crash: str) -> None:
+        """Have skopeo begin a new cache of blobs, once in a run: a damaged one makes it crash."""
+        assert isinstance(self.tools, Tools)
+        with self._lock:
+            if not self._renewed:
+                self._renewed = True
+                aside = skopeo.set_cache_aside(self.tools.environment)
+                log.warning("skopeo crashed: %s; its blob cache is now %s", crash, aside)
 
     def _judged(self, site: MirrorSite, repository: str, cause: Cause) -> PrewarmError:
         """Return what a failed copy means, after the mirror had to prove that it works."""

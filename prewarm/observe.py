@@ -231,11 +231,29 @@ class UpstreamSite:
 
     def head(self, repository: str, selector: str, clock: Callable[[], Moment]) -> Head:
         """HEAD a manifest and keep what it reports of the quota; raises RegistryError."""
-        if self.failure is not None:
-            raise RegistryError(self.failure.code, self.failure.text, self.failure.cure)
         asked = clock()
         try:
-            head = self.registry.head(repository, selector)
+            head = self._head(self.registry, repository, selector)
+        except RegistryError as error:
+            with self.lock:
+                if error.status in {401, 403}:
+                    self.refused.add(repository)
+                elif error.status == 404:
+                    self.answered = True
+            raise
+        self.note(head.limit, asked)
+        return head
+
+    def head_publicly(self, repository: str, selector: str) -> Head:
+        """HEAD a manifest without credentials; raises RegistryError."""
+        assert self.public is not None
+        return self._head(self.public, repository, selector)
+
+    def _head(self, registry: Registry, repository: str, selector: str) -> Head:
+        if self.failure is not None:
+            raise RegistryError(self.failure.code, self.failure.text, self.failure.cure)
+        try:
+            head = registry.head(repository, selector)
         except RegistryError as error:
             if error.elsewhere and error.code in UNREACHABLE:
                 error = _redirected(error)
@@ -243,7 +261,6 @@ class UpstreamSite:
                 self.note_error(repository, error)
             raise error from None
         self.breaking.ended()
-        self.note(head.limit, asked)
         return head
 
     def note_error(self, repository: str, error: RegistryError) -> None:
@@ -256,11 +273,6 @@ class UpstreamSite:
             return
         if error.code not in BREAKING and not error.elsewhere:
             self.breaking.ended()
-            with self.lock:
-                if error.status in {401, 403}:
-                    self.refused.add(repository)
-                elif error.status == 404:
-                    self.answered = True
             return
         failed = self.breaking.failed(repository)
         if failed >= _DOWN_ANYWAY or (failed and failed % _DOWN_AFTER == 0 and not self._answers()):
@@ -432,7 +444,7 @@ class Observer:
         if known is not None:
             return known
         try:
-            upstream.public.head(repository, reference.selector)
+            upstream.head_publicly(repository, reference.selector)
             public = True
         except RegistryError as error:
             if error.code not in {"not-found", "unauthorized"}:

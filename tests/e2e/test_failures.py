@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.host import Host, Sync, blobs_of, digest_of
+from tests.e2e.host import Host, Sync, blobs_of, digest_of, small_disk
 from tests.sandbox import Fault, Hub, Image, Registry, Rules, Sandbox, Tap
 from tests.sandbox.authority import Authority
 from tests.sandbox.server import Server
@@ -497,18 +497,6 @@ def test_sync_mirror_of_plain_http_written_https_is_told_so(host: Host, box: San
 
 
 # --- a full disk ---
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a small file system on the folder."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "prewarm-test", str(folder)]
-    subprocess.run(mount, check=True, capture_output=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
 
 
 def assert_uploads_are_cancelled(tap: Tap) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.host import Host, Sync, digest_of, wait_until
+from tests.e2e.host import Host, Sync, digest_of, small_disk, wait_until
 from tests.sandbox import Fault, Sandbox
 from tests.sandbox.faults import JSON_HEADERS, disk_full
 from tests.sandbox.registry import Registry
@@ -337,3 +337,61 @@ def test_sync_blob_that_comes_damaged_once_is_asked_for_again(host: Host, box: S
     done = host.sync()
     assert done.named("copy") == ["app:1"]
     assert len(done.gets) == 1
+
+
+# --- skopeo itself ---
+
+
+def test_sync_with_a_damaged_blob_cache_sets_it_aside_and_copies(host: Host, box: Sandbox) -> None:
+    """Pages of it that are lost make skopeo 1.9.3 panic, in every copy."""
+    pins = push_six(box)
+    host.configure(pins[:1])
+    host.sync()
+    (cache,) = host.folder.rglob("blob-info-cache-v1.boltdb")
+    content = cache.read_bytes()
+    damaged = content[: 4 * 4096].ljust(len(content), b"\0")
+    cache.write_bytes(damaged)
+    host.configure(pins, limits={"parallel": 2})
+    done = host.run("sync")
+    assert done.returncode == 0, done.stdout
+    assert "skopeo crashed: panic: invalid page type" in done.stderr
+    aside = cache.parent.with_name("cache.damaged")
+    assert (aside / cache.name).read_bytes() == damaged
+    assert cache.read_bytes() != damaged
+
+
+def test_sync_with_a_skopeo_that_crashes_names_the_line_of_the_panic(
+    host: Host, box: Sandbox, tmp_path: Path
+) -> None:
+    host.configure(push_six(box)[:1])
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "skopeo"
+    lines = "panic: out of luck\n\ngoroutine 1 [running]:\ncopy.go:979 +0x393"
+    script.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && echo skopeo version 1.9.3 && exit\n"
+        f"printf '{lines}\\n' >&2; exit 2\n"
+    )
+    script.chmod(0o755)
+    done = host.sync(code=1, env={"PATH": f"{folder}:{os.environ['PATH']}"})
+    assert only_problem(done)[0] == "copy"
+    assert only_problem(done)[1].endswith("skopeo crashed: panic: out of luck")
+    assert len(done.gets) == 1
+
+
+# --- free space ---
+
+
+def test_sync_image_that_does_not_fit_on_the_disk_leaves_room_for_smaller_ones(
+    host: Host, box: Sandbox, tmp_path: Path
+) -> None:
+    big = box.push("library/big", "1", single=True, size=3_000_000)
+    pins = push_six(box)
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        mirror = {"url": box.taps[0].url, "storage": str(disk)}
+        host.configure(["big:1", *pins], mirrors=[mirror], limits=ONE_AT_A_TIME)
+        done = host.sync(code=1)
+    assert done.named("fail") == ["big:1"]
+    assert done.image("big:1")["error"]["code"] == "mirror-full"
+    assert done.named("copy") == pins
+    assert big.digest in done.digests()

@@ -404,6 +404,15 @@ def test_head_errors_of_many_repositories_in_a_row_end_an_upstream(asked: Upstre
     assert ask(asked, "b") == ("server-error", True)
 
 
+def test_head_publicly_of_a_registry_that_is_down_asks_it_no_more(asked: UpstreamSite) -> None:
+    asked.public = asked.registry
+    asked.registry.error = RegistryError("unreachable", "docker.io: refused", "")  # type: ignore[attr-defined]
+    for repository in ("a", "good"):
+        with pytest.raises(RegistryError) as caught:
+            asked.head_publicly(repository, "1")
+        assert caught.value.code == "unreachable"
+
+
 @pytest.mark.parametrize("code", ["unreachable", "tls"])
 def test_head_of_an_image_redirected_to_a_dead_host_is_that_images_failure(
     asked: UpstreamSite, code: str
