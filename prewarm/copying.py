@@ -26,7 +26,7 @@ from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.image import Image
 from prewarm.ledger import Ledger
-from prewarm.manifest import Manifest, ManifestError, is_of
+from prewarm.manifest import Manifest, ManifestError, is_of, refuse_unsafe, stand_in
 from prewarm.observe import (
     CHILDREN_KNOWN,
     MirrorSite,
@@ -328,6 +328,8 @@ class Carrier:
 
     def _fill(self, image: Image, content: Manifest, *, whole: bool) -> None:
         """Bring the image to every mirror that needs it; one mirror's failure stays with it."""
+        for manifest in image.manifests.values():
+            refuse_unsafe(manifest)
         if image.size > self.limits.image_size:
             raise EndedError(too_large(image, self.limits))
         if not content.is_index:
@@ -433,12 +435,18 @@ class Carrier:
     def _copy_held(self, image: Image, site: MirrorSite, manifest: Manifest) -> None:
         repository = image.holdings[site.url].repository
         sources = self._sources(image, manifest.digest, site)
+        copied = stand_in(manifest)
+        if copied is not manifest:
+            now = self.observer.clock().wall
+            self.ledger.note_pushed(site.url, repository, (copied.digest,), now)
         for last in (number == _TRIES for number in range(1, _TRIES + 1)):
             arrived = partial(self._moving.arrived, site.url, repository=repository, settled=False)
-            offer = Offer(manifest, sources, self.progress.moved, arrived, image.known)
+            offer = Offer(copied, sources, self.progress.moved, arrived, image.known)
             result = self._run(image, site, offer)
             if result.returncode == 0:
                 site.connects.ended()
+                if copied is not manifest:
+                    self._put_in_place(site, repository, copied, manifest)
                 return
             if result.stopped and (held_up := self._held_up(image)) is not None:
                 site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
@@ -462,6 +470,29 @@ class Carrier:
                 self._note_damaged(*sources[0])
                 sources = sources[-1:]
             self.stop.wait(random.uniform(*_PAUSE))
+
+    def _put_in_place(
+        self, site: MirrorSite, repository: str, copied: Manifest, manifest: Manifest
+    ) -> None:
+        """Put a manifest where skopeo has put a stand-in with the same blobs, and delete that."""
+        try:
+            site.registry.put_manifest(repository, manifest.digest, manifest)
+        except RegistryError as error:
+            blamed = self._blamed(site, error)
+            if manifest.has_urls and blamed is error and error.status in {400, 500}:
+                raise PrewarmError(
+                    "layer-urls",
+                    f"{site.url}/{repository}: the mirror refused manifest {manifest.digest}, "
+                    f"whose layers have urls (status {error.status})",
+                    "allow their hosts under validation.manifests.urls.allow in the configuration "
+                    "of the mirror's registry, or add the image to skip:",
+                ) from None
+            raise blamed from None
+        finally:
+            # Where the mirror deletes nothing it stays, for prune to find.
+            with suppress(RegistryError):
+                site.registry.delete_manifest(repository, copied.digest)
+                self.ledger.forget_pushed(site.url, repository, (copied.digest,))
 
     def _run(self, image: Image, site: MirrorSite, offer: Offer) -> skopeo.Result:
         """Run skopeo for one manifest, from the gate to a mirror."""

@@ -758,14 +758,15 @@ class Ledger(Uses):
     def manifest(self, digest: str) -> Manifest | None:
         """Return a kept manifest, or None.
 
-        Bytes that no longer have their digest (a damaged disk) are as good as not kept.
+        Bytes that no longer have their digest (a damaged disk), or that an older version kept and
+        this one refuses to read, are as good as not kept.
         """
         found = self._rows(
             Manifest,
             "SELECT media_type, content FROM manifests WHERE digest = :digest",
             {"digest": digest},
         )
-        if not found or found[0].digest != digest:
+        if not found or found[0].digest != digest or not found[0].is_readable:
             return None
         return found[0]
 

@@ -39,8 +39,37 @@ def is_of(digest: str, content: bytes) -> bool:
     return hashlib.new(algorithm, content).hexdigest() == value
 
 
+_SIZE_MAX: Final = 2**63 - 1
+"""Go's int64 and SQLite's INTEGER; other programs cannot read a larger size."""
+_DOCKER_FOREIGN: Final = frozenset(
+    f"application/vnd.docker.image.rootfs.foreign.diff.tar{end}" for end in ("", ".gzip")
+)
+_FOREIGN: Final = _DOCKER_FOREIGN | {
+    f"application/vnd.oci.image.layer.nondistributable.v1.tar{end}"
+    for end in ("", "+gzip", "+zstd")
+}
+"""Types of layers that may live elsewhere than in registries: those of Windows."""
+_SKOPEO_KNOWS: Final = _DOCKER_FOREIGN | {
+    f"application/vnd.docker.image.rootfs.diff.tar{end}" for end in ("", ".gzip")
+}
+"""Types of layers that skopeo 1.9.3 knows in a manifest of schema 2 (measured)."""
+_FIELDS: Final = {
+    name.casefold(): name
+    for name in (
+        *("schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size"),
+        *("urls", "platform", "os", "architecture", "variant", "annotations", "data", "subject"),
+    )
+}
+"""Names of fields, as they must be spelled. Go's JSON reader, and so skopeo and every registry,
+takes any spelling by case, of two it takes the last and of two objects both together."""
+
+
 class ManifestError(ValueError):
     """The bytes are not a manifest that can be mirrored; the text says why."""
+
+
+class _AmbiguousError(ValueError):
+    """JSON that two programs may read in two ways; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +121,21 @@ class Manifest:
     @cached_property
     def document(self) -> dict[str, Any]:
         try:
-            document = json.loads(self.content, parse_constant=_refuse)
+            document = json.loads(
+                self.content, parse_constant=_refuse, object_pairs_hook=_each_once
+            )
+            if isinstance(document, dict):
+                _spelled(document)
+        except _AmbiguousError as error:
+            raise ManifestError(f"manifest {self.digest} is ambiguous: {error}") from None
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"manifest {self.digest} is not JSON") from error
         if not isinstance(document, dict) or document.get("schemaVersion") != 2:
             raise ManifestError(f"manifest {self.digest} is not of schema version 2")
         if document.get("mediaType") not in (None, "", self.media_type):
             raise ManifestError(f"manifest {self.digest} is of another type than it was sent as")
+        if document.keys() & ({"config", "layers"} if self.is_index else {"manifests"}):
+            raise ManifestError(f"manifest {self.digest} is ambiguous: it is an index and an image")
         return document
 
     @cached_property
@@ -122,16 +159,42 @@ class Manifest:
     def blobs(self) -> tuple[Descriptor, ...]:
         """The config and the layers of a single manifest; none for an index.
 
-        Layers that live elsewhere (`urls`, Windows base layers) are left out: no registry holds
-        them.
+        Foreign layers that name `urls` (Windows base layers) are left out: no registry holds them.
+        Every other layer must be there, whatever `urls` it has.
         """
         if self.is_index:
             return ()
+        own = [
+            layer for layer in self.layers if not (_type_of(layer) in _FOREIGN and _has_urls(layer))
+        ]
+        blobs = tuple(
+            _descriptor(blob, self.digest) for blob in (self.document.get("config"), *own)
+        )
+        if sum(blob.size for blob in blobs) > _SIZE_MAX:
+            raise ManifestError(f"manifest {self.digest} has more than {_SIZE_MAX} bytes of blobs")
+        return blobs
+
+    @property
+    def layers(self) -> list[Any]:
+        """The entries of a single manifest's layers, as they stand there."""
         layers = self.document.get("layers")
         if not isinstance(layers, list):
             raise ManifestError(f"manifest {self.digest} has no list of layers")
-        own = [layer for layer in layers if not (isinstance(layer, dict) and layer.get("urls"))]
-        return tuple(_descriptor(blob, self.digest) for blob in (self.document.get("config"), *own))
+        return layers
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether a layer of a single manifest names `urls`."""
+        return not self.is_index and any(map(_has_urls, self.layers))
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether nothing in it raises ManifestError."""
+        try:
+            _ = self.document, self.children, self.blobs
+        except ManifestError:
+            return False
+        return True
 
     @property
     def blob_bytes(self) -> int:
@@ -144,13 +207,80 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, or raise _AmbiguousError where it names a key twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _AmbiguousError("a key is there twice")
+    return found
+
+
+def _spelled(document: dict[str, Any]) -> None:
+    """Raise _AmbiguousError where a field of a manifest is spelled in another case."""
+    below = [document.get("config"), document.get("subject")]
+    for name in ("layers", "manifests"):
+        entries = document.get(name)
+        below += entries if isinstance(entries, list) else []
+    below += [entry.get("platform") for entry in below if isinstance(entry, dict)]
+    for part in (document, *below):
+        for key in part if isinstance(part, dict) else ():
+            field = _FIELDS.get(key.casefold(), key)
+            if field != key:
+                raise _AmbiguousError(f"the field {field} is spelled in another way")
+
+
+def _type_of(entry: object) -> str:
+    """Return the media type of an entry; empty where it names none."""
+    media_type = entry.get("mediaType") if isinstance(entry, dict) else None
+    return media_type if isinstance(media_type, str) else ""
+
+
+def _has_urls(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.get("urls") not in (None, [])
+
+
+def refuse_unsafe(manifest: Manifest) -> None:
+    """Raise ManifestError for a single manifest that makes whoever reads it ask other hosts.
+
+    skopeo 1.9.3 GETs a config from its `urls`, on any host, before it asks the registry (measured).
+    """
+    if not manifest.is_index and _has_urls(manifest.document.get("config")):
+        raise ManifestError(f"manifest {manifest.digest} has a config with urls")
+
+
+def stand_in(manifest: Manifest) -> Manifest:
+    """Return the manifest with which skopeo copies all blobs of one: itself, where that does.
+
+    skopeo 1.9.3 copies no layer that has `urls`, and of schema 2 it reads no manifest with a layer
+    of a type that it does not know (measured; BuildKit makes `…rootfs.diff.tar.zstd`). Its stand-in
+    is an OCI manifest of the same blobs. The manifest itself must then be put in its place.
+    """
+    config, *own = manifest.blobs
+    read = manifest.media_type == OCI_MANIFEST or all(
+        _type_of(layer) in _SKOPEO_KNOWS for layer in manifest.layers
+    )
+    if read and not manifest.has_urls:
+        return manifest
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": _entry("application/vnd.oci.image.config.v1+json", config),
+        "layers": [_entry("application/vnd.oci.image.layer.v1.tar", blob) for blob in own],
+        "annotations": {"io.prewarm.stands-for": manifest.digest},
+    }
+    return Manifest(OCI_MANIFEST, json.dumps(document).encode())
+
+
+def _entry(media_type: str, blob: Descriptor) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}
+
+
 def _descriptor(entry: object, where: str) -> Descriptor:
     match entry:
-        case {"digest": str(digest), "size": int(size), **more} if (
-            size >= 0 and not isinstance(size, bool) and valid_digest(digest)
+        case {"digest": str(digest), "size": int(size)} if (
+            0 <= size <= _SIZE_MAX and not isinstance(size, bool) and valid_digest(digest)
         ):
-            media_type = more.get("mediaType", "")
-            return Descriptor(media_type if isinstance(media_type, str) else "", digest, size)
+            return Descriptor(_type_of(entry), digest, size)
         case _:
             raise ManifestError(f"manifest {where} has an entry without a valid digest and size")
 

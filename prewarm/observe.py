@@ -26,6 +26,7 @@ from prewarm.manifest import (
     ManifestError,
     covers,
     index_for,
+    refuse_unsafe,
     upstream_digest,
     wanted_children,
 )
@@ -482,16 +483,11 @@ class Observer:
             else:
                 content = _reduced(want, descriptor, looks)
             required = required_of(content, descriptor)
+            sizes = self._sizes(required)
             holdings = tuple(self._hold(want, descriptor, look, required) for look in looks)
         except ManifestError as error:
             return replace(seen, failure=unsupported(want, error))
-        return replace(
-            seen,
-            content=content,
-            required=required,
-            sizes=self._sizes(required),
-            holdings=holdings,
-        )
+        return replace(seen, content=content, required=required, sizes=sizes, holdings=holdings)
 
     def looks(self, want: Want) -> list[Look]:
         """Ask every mirror that can hold the image for its tag, or its digest."""
@@ -662,6 +658,7 @@ class Observer:
         for digest in islice(required, CHILDREN_KNOWN):
             manifest = self.manifests.manifest(digest)
             if manifest is not None:
+                refuse_unsafe(manifest)
                 sizes[digest] = manifest.blob_bytes
         return sizes
 

@@ -21,12 +21,15 @@ from prewarm.manifest import (
     covers,
     digest_of,
     index_for,
+    refuse_unsafe,
+    stand_in,
     upstream_digest,
     valid_digest,
     wanted_children,
 )
 from prewarm.platforms import ALL, Platform, parse_platform
 
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 AMD64 = parse_platform("linux/amd64")
 ARM64 = parse_platform("linux/arm64")
 ARMV7 = parse_platform("linux/arm/v7")
@@ -122,7 +125,8 @@ def test_children_without_a_usable_platform_have_none(platform: object) -> None:
 
 def test_blobs_of_an_image_are_config_and_layers_without_foreign_ones() -> None:
     layer = entry("layer")
-    foreign = entry("base") | {"urls": ["https://example.org/base"]}
+    foreign = entry("base") | {"urls": ["https://example.org/base"], "mediaType": FOREIGN}
+    layer = {**layer, "urls": ["https://example.org/layer"]}
     manifest = image(
         {"schemaVersion": 2, "config": entry("config"), "layers": [layer, foreign, layer]}
     )
@@ -152,12 +156,112 @@ def test_manifest_bytes_that_are_none_are_refused(content: bytes, media_type: st
     "wrong",
     [
         {"digest": "latest"}, {"digest": None}, {"size": -1}, {"size": "1"}, {"size": True},
-        {"size": 1.5}, {"size": None},
+        {"size": 1.5}, {"size": None}, {"size": 2**63}, {"size": 10**400},
     ],
 )  # fmt: skip
 def test_children_entry_without_valid_digest_or_size_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="valid digest and size"):
         _ = index(entry("x") | wrong).children
+
+
+def test_blobs_of_more_bytes_than_a_program_counts_are_refused() -> None:
+    half = entry("x") | {"size": 2**62}
+    two = {"schemaVersion": 2, "config": half, "layers": [half, half]}
+    with pytest.raises(ManifestError, match="bytes of blobs"):
+        _ = image(two).blobs
+
+
+# What two programs may read in two ways
+
+CONFIG, LAYER = entry("config"), entry("layer")
+EVIL = {"urls": ["http://169.254.169.254/"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"config": CONFIG, "layers": [LAYER], "Config": EVIL},
+        {"config": CONFIG, "layers": [LAYER], "LAYERS": [LAYER | EVIL]},
+        {"config": CONFIG | {"Urls": EVIL["urls"]}, "layers": [LAYER]},
+        {"config": CONFIG | {"url\u017f": EVIL["urls"]}, "layers": [LAYER]},
+        {"config": CONFIG, "layers": [LAYER | {"URLS": EVIL["urls"]}]},
+        {"config": CONFIG, "layers": [LAYER | {"dige\u017ft": sha("other")}]},
+        {"config": CONFIG, "layers": [LAYER], "manifests": []},
+        {"config": CONFIG, "layers": [LAYER], "MediaType": OCI_INDEX},
+    ],
+)
+def test_manifest_that_two_programs_may_read_in_two_ways_is_refused(
+    content: dict[str, Any],
+) -> None:
+    with pytest.raises(ManifestError, match="ambiguous"):
+        _ = image({"schemaVersion": 2, **content}).blobs
+
+
+@pytest.mark.parametrize("key", ["config", "urls", "digest"])
+def test_manifest_with_a_key_twice_is_refused(key: str) -> None:
+    config = json.dumps(CONFIG | {"urls": []})
+    text = json.dumps({"schemaVersion": 2, "layers": []})[:-1] + f', "config": {config}}}'
+    twice = text.replace(f'"{key}":', f'"{key}": null, "{key}":')
+    assert twice != text
+    with pytest.raises(ManifestError, match="ambiguous: a key is there twice"):
+        _ = Manifest(OCI_MANIFEST, twice.encode()).blobs
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"manifests": [entry("x") | {"Platform": {}}]},
+        {"manifests": [entry("x") | {"platform": {"OS": "linux"}}]},
+        {"layers": []},
+        {"config": CONFIG},
+    ],
+)
+def test_index_that_two_programs_may_read_in_two_ways_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="ambiguous"):
+        _ = index(**more).children
+
+
+def test_manifest_whose_annotations_are_named_like_fields_is_read() -> None:
+    named = {"Config": "x", "URLs": "y", "size": "z"}
+    content = {"schemaVersion": 2, "config": CONFIG, "layers": [LAYER], "annotations": named}
+    assert image(content).is_readable
+    assert index(entry("x", annotations=named), annotations=named).is_readable
+
+
+# What skopeo is given
+
+
+def docker(*layers: object) -> Manifest:
+    return image({"schemaVersion": 2, "config": CONFIG, "layers": layers}, DOCKER_MANIFEST)
+
+
+@pytest.mark.parametrize("end", ["", ".gzip"])
+def test_stand_in_of_what_skopeo_copies_is_the_manifest_itself(end: str) -> None:
+    plain = docker(LAYER | {"mediaType": f"application/vnd.docker.image.rootfs.diff.tar{end}"})
+    odd = image({"schemaVersion": 2, "config": CONFIG, "layers": [LAYER | {"mediaType": "x/odd"}]})
+    assert stand_in(plain) is plain
+    assert stand_in(odd) is odd
+
+
+@pytest.mark.parametrize("change", [EVIL, {"mediaType": "x/zstd"}, {"mediaType": None}])
+def test_stand_in_has_all_blobs_and_no_url(change: dict[str, Any]) -> None:
+    foreign = entry("foreign") | EVIL | {"mediaType": FOREIGN}
+    odd = docker(LAYER | {"mediaType": FOREIGN.replace("foreign.", "")} | change, foreign)
+    found = stand_in(odd)
+    assert found.media_type == OCI_MANIFEST
+    assert [blob.digest for blob in found.blobs] == [sha("config"), sha("layer")]
+    assert b"urls" not in found.content
+    assert stand_in(found) is found
+    assert stand_in(odd) == found
+
+
+@pytest.mark.parametrize("urls", [["http://127.0.0.1/"], "http://127.0.0.1/", {}, 7, [""]])
+def test_refuse_unsafe_refuses_a_config_with_urls(urls: object) -> None:
+    unsafe = image({"schemaVersion": 2, "config": CONFIG | {"urls": urls}, "layers": []})
+    with pytest.raises(ManifestError, match="config with urls"):
+        refuse_unsafe(unsafe)
+    refuse_unsafe(docker(LAYER | EVIL))
+    refuse_unsafe(GOLANG)
 
 
 @pytest.mark.parametrize("declared", [OCI_MANIFEST, DOCKER_LIST, 1, ["x"]])
