@@ -427,7 +427,7 @@ def _scan_file(file: Path, root: str | None) -> Scan:
 
 def _scan(options: Global, project: str | None) -> Scan:
     settings = options.settings()
-    scanner = _scanner(options, settings, project)
+    scanner = _scanner(options, settings, project, alone=True)
     if scanner is None:
         raise UsageError(
             "no-gitlab",
@@ -443,8 +443,13 @@ def _scan(options: Global, project: str | None) -> Scan:
         return scanner(ledger)
 
 
-def _scanner(options: Global, settings: Settings, only: str | None = None) -> Scanner | None:
-    """Return what asks the GitLab of the settings, if they name one."""
+def _scanner(
+    options: Global, settings: Settings, only: str | None = None, *, alone: bool = False
+) -> Scanner | None:
+    """Return what asks the GitLab of the settings, if they name one.
+
+    Where no scan alone is asked for, the copies of a sync wait for it: then it has less time.
+    """
     gitlab = settings.gitlab
     if gitlab is None:
         return None
@@ -453,8 +458,9 @@ def _scanner(options: Global, settings: Settings, only: str | None = None) -> Sc
         from prewarm import clock
         from prewarm.console import scanning
         from prewarm.discover import scan as discover
-        from prewarm.gitlab_client import find_token
+        from prewarm.gitlab_client import ALONE, IN_A_SYNC, find_token
 
+        bounds = ALONE if alone else IN_A_SYNC.within(settings.limits.run_time / 4)
         with scanning(quiet=options.quiet) as progress:
             return discover(
                 gitlab,
@@ -466,6 +472,7 @@ def _scanner(options: Global, settings: Settings, only: str | None = None) -> Sc
                 mirrors=settings.mirrors,
                 environ=os.environ,
                 only=only,
+                bounds=bounds,
             )
 
     return scanner

@@ -18,10 +18,12 @@ from prewarm.clock import Clock
 from prewarm.errors import PrewarmError, Problem, Severity
 from prewarm.findings import Scan
 from prewarm.gitlab_client import (
+    ALONE,
     AT_ONCE,
     Client,
     GitlabRefusal,
     Stopped,
+    TimeBounds,
     Token,
     group_path,
     project_path,
@@ -86,6 +88,7 @@ def scan(
     mirrors: Iterable[Mirror] = (),
     environ: Mapping[str, str] | None = None,
     only: str | None = None,
+    bounds: TimeBounds = ALONE,
 ) -> Scan:
     """Read what is new of the scope, or of one project, and return the whole window's uses.
 
@@ -93,7 +96,7 @@ def scan(
     for what concerns GitLab as a whole, or the token; what was read until then is kept.
     """
     hosts = mirror_hosts(mirrors)
-    with Client(settings, token, environ or {}, stop) as client:
+    with Client(settings, token, environ or {}, stop, bounds=bounds) as client:
         started = _Scan(settings, client, ledger, clock, progress, hosts, environ or {})
         return started.run(only, has_token=token is not None)
 

@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -28,6 +29,7 @@ from prewarm.errors import PrewarmError
 from prewarm.headers import http_date
 from prewarm.proxies import is_loopback, proxy_for
 from prewarm.settings import Gitlab
+from prewarm.timeouts import Connections, TimeLimit
 from prewarm.words import duration_words, size_words, url_words
 
 log = logging.getLogger("prewarm")
@@ -48,6 +50,25 @@ WAIT_MAX: Final = 900.0
 """Seconds that one `Retry-After` may ask for."""
 _LIMITED_MAX: Final = 10
 """How often in a row one request may be told to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBounds:
+    """How long a scan may take, in seconds."""
+
+    total: float
+    silence: float
+    """Seconds without a good answer after which GitLab counts as down."""
+
+    def within(self, longest: float) -> TimeBounds:
+        """Return the bounds, shortened to fit into so many seconds."""
+        return TimeBounds(min(self.total, longest), min(self.silence, longest))
+
+
+ALONE: Final = TimeBounds(4 * 3600.0, WAIT_MAX)
+"""For `prewarm scan`."""
+IN_A_SYNC: Final = TimeBounds(600.0, 180.0)
+"""For a sync, whose copies wait: the next goes on where the scan stopped."""
 DOWN_AFTER: Final = 20
 """Requests in a row that fail for good before GitLab as a whole counts as down."""
 _TRANSIENT: Final = frozenset({500, 502, 503, 504, *range(520, 531)})
@@ -173,12 +194,14 @@ class Client:
         stop: threading.Event,
         *,
         timeout: float = TIMEOUT,
+        bounds: TimeBounds = ALONE,
     ) -> None:
         self.url = settings.url.rstrip("/")
         self._token = token
         self._timeout = timeout
         self._verify = _authorities(settings.ca, environ)
-        self._pace = _Pace(stop)
+        self._pace = _Pace(stop, bounds, self.url)
+        self._connections = Connections(stop)
         proxy = proxy_for(self.url, environ)
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._local = threading.local()
@@ -282,7 +305,7 @@ class Client:
     def _connection(self) -> gitlab.Gitlab:
         found: gitlab.Gitlab | None = getattr(self._local, "gitlab", None)
         if found is None:
-            session = _Session(self._pace, _origin(self.url))
+            session = _Session(self._pace, _origin(self.url), self._connections)
             session.proxies = dict(self._proxies)
             with self._lock:
                 self._sessions.append(session)
@@ -381,8 +404,12 @@ _BROKEN: Final = (
 class _Pace:
     """What all threads share: the count, the moment before which nobody asks, and the end."""
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: threading.Event, bounds: TimeBounds, url: str) -> None:
         self._stop = stop
+        self._bounds = bounds
+        self._url = url
+        self._ends = time.monotonic() + bounds.total
+        self._worked = time.monotonic()
         self._lock = threading.Lock()
         self._until = 0.0
         self._failures = 0
@@ -403,13 +430,24 @@ class _Pace:
                         down.code, down.text, down.cure, status=down.status, whole=True
                     )
                 left = self._until - time.monotonic()
+            if self.left <= 0:
+                raise _too_slow(self._url, self._bounds.total)
             if left <= 0 and not self._stop.is_set():
                 return
             self.sleep(max(0.0, left))
 
+    @property
+    def left(self) -> float:
+        """Seconds until the scan is over."""
+        return self._ends - time.monotonic()
+
     def sleep(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
+        if self._stop.wait(max(0.0, min(seconds, self.left))):
             raise Stopped
+
+    def waits_for(self, seconds: float) -> bool:
+        """Whether so many more seconds without a good answer are waited for."""
+        return time.monotonic() + seconds - self._worked <= self._bounds.silence
 
     def hold(self, seconds: float) -> None:
         """Let nobody ask for so long: the limit is the token's, not a connection's."""
@@ -419,48 +457,88 @@ class _Pace:
     def worked(self) -> None:
         with self._lock:
             self._failures = 0
+            self._worked = time.monotonic()
 
     def failed(self, refusal: GitlabRefusal) -> None:
         """Note a request that failed for good; after too many in a row nothing more is asked."""
         answered = refusal.status is not None and refusal.status < 500
         with self._lock:
             self._failures = 0 if answered else self._failures + 1
-            if refusal.whole or self._failures >= DOWN_AFTER:
+            silent = refusal.status is None and not self.waits_for(0)
+            if refusal.whole or silent or self._failures >= DOWN_AFTER:
                 self._down = self._down or refusal
+
+
+def _too_slow(url: str, seconds: float) -> GitlabRefusal:
+    return GitlabRefusal(
+        "gitlab-slow",
+        f"{url}: timed out: the scan is not complete after {duration_words(int(seconds))}, "
+        "what was read is kept",
+        "the next scan goes on from here; run prewarm scan, which has more time, "
+        "and check GitLab's load",
+        whole=True,
+    )
 
 
 class _Adapter(HTTPAdapter):
     """Reads each answer within a limit of bytes and time; requests alone reads without end."""
 
+    def __init__(self, connections: Connections, pace: _Pace) -> None:
+        self._connections = connections
+        self._pace = pace
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Have the connections known, so that they can be shut down."""
+        super().init_poolmanager(*args, **options)
+        self.poolmanager = self._connections.held(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Have the connections through a proxy known, too."""
+        return self._connections.held(super().proxy_manager_for(proxy, **options))
+
     def send(
         self, request: requests.PreparedRequest, stream: bool = False, *args: Any, **options: Any
     ) -> requests.Response:
         """Send one request; an answer that nobody streams is read here."""
-        response = super().send(request, stream, *args, **options)
-        if not stream or response.is_redirect:
-            content = bytearray()
-            deadline = time.monotonic() + ANSWER_TIME
-            try:
-                for chunk in response.iter_content(_CHUNK):
-                    content += chunk
-                    if len(content) > ANSWER_MAX:
-                        raise _TooMuch
-                    if time.monotonic() > deadline:
-                        raise _TooSlow
-            except BaseException:
-                response.close()
-                raise
-            response._content = bytes(content)  # what `content` returns from now on
+        limit = TimeLimit(min(ANSWER_TIME, self._pace.left))
+        try:
+            with self._connections.within(limit):
+                response = super().send(request, stream, *args, **options)
+            if not stream or response.is_redirect:
+                response._content = _read(response)  # what `content` returns from now on
+        except (requests.RequestException, OSError):
+            if limit.expired:
+                raise _TooSlow from None
+            raise
+        if limit.expired:  # what was read until then may look complete
+            response.close()
+            raise _TooSlow
+        if not stream:
+            limit.stop()
         return response
+
+
+def _read(response: requests.Response) -> bytes:
+    content = bytearray()
+    try:
+        for chunk in response.iter_content(_CHUNK):
+            content += chunk
+            if len(content) > ANSWER_MAX:
+                raise _TooMuch
+    except BaseException:
+        response.close()
+        raise
+    return bytes(content)
 
 
 class _Session(requests.Session):
     """Counts what is sent, tries again, and shows the token to GitLab's own host alone."""
 
-    def __init__(self, pace: _Pace, origin: tuple[str, str, int]) -> None:
+    def __init__(self, pace: _Pace, origin: tuple[str, str, int], connections: Connections) -> None:
         super().__init__()
-        self.mount("https://", _Adapter())
-        self.mount("http://", _Adapter())
+        self.mount("https://", _Adapter(connections, pace))
+        self.mount("http://", _Adapter(connections, pace))
         self.trust_env = False  # no ~/.netrc, and proxies are chosen by `proxies`
         self._pace = pace
         self._origin = origin
@@ -478,12 +556,14 @@ class _Session(requests.Session):
             ) as error:
                 if isinstance(error, requests.exceptions.SSLError) or broken >= RETRIES:
                     raise
+                if isinstance(error, requests.exceptions.ReadTimeout) and broken:
+                    raise  # who is silent twice is silent the third time
                 self._pace.sleep(_BACKOFF * 2**broken)
                 broken += 1
                 continue
             if response.status_code == 429 and limited < _LIMITED_MAX:
                 seconds = _asked_to_wait(response.headers, 2.0**limited)
-                if seconds <= WAIT_MAX:
+                if seconds <= WAIT_MAX and self._pace.waits_for(seconds):
                     response.close()
                     self._pace.hold(seconds)
                     limited += 1

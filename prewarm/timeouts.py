@@ -64,7 +64,9 @@ class Connections:
     Whoever waits for an answer then wakes with an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        """`stop` set cuts them, too."""
+        self._stop = stop
         self.ended = threading.Event()
         """Set by `cut`: nothing is sent any more."""
         self._lock = threading.Lock()
@@ -181,6 +183,9 @@ class Connections:
         pause = _SHORTEST
         while True:
             time.sleep(pause)
+            # Not the event's own method: a look here is no sign of life of the run.
+            if self._stop is not None and threading.Event.is_set(self._stop):
+                self.cut()
             now = time.monotonic()
             with self._lock:
                 nearest = self._shut_expired(now)
