@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -47,6 +48,11 @@ REPORTS_KEPT: Final = 50
 SERIES_SECONDS: Final = 90 * 86400
 """How long the coverage and the moves of tags are remembered."""
 
+MANIFESTS_MAX: Final = 256 << 20
+"""Bytes of all kept manifests: a few times as many as those of 20,000 images have."""
+MANIFEST_LIMIT: Final = 4 << 20
+"""Bytes of a manifest, uncompressed: no registry gives more."""
+_PACKED_FROM: Final = 1024
 _ACCOUNT: Final = """(account = :account
     OR (account = 'anonymous' AND :account LIKE 'anonymous@%')
     OR (account LIKE 'anonymous@%' AND :account = 'anonymous'))"""
@@ -203,6 +209,15 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
                 mirror TEXT NOT NULL, image TEXT NOT NULL, host TEXT NOT NULL,
                 at DOUBLE PRECISION NOT NULL, PRIMARY KEY (mirror, image, host))""",
             *SCHEMA_DEMANDS,
+        ),
+    ),
+    (
+        11,
+        (
+            # The bytes that were copied to the mirrors, and whose shares they are charged to. From
+            # here on the content of `manifests` may be compressed.
+            """CREATE TABLE filled (
+                payers TEXT NOT NULL, bytes BIGINT NOT NULL, at DOUBLE PRECISION NOT NULL)""",
         ),
     ),
 )
@@ -751,7 +766,7 @@ class Ledger(Uses):
                    media_type = excluded.media_type, content = excluded.content""",
             digest=manifest.digest,
             media_type=manifest.media_type,
-            content=manifest.content,
+            content=_packed(manifest.content),
             used=now.wall,
         )
 
@@ -762,7 +777,7 @@ class Ledger(Uses):
         this one refuses to read, are as good as not kept.
         """
         found = self._rows(
-            Manifest,
+            lambda media_type, content: Manifest(media_type, _unpacked(content)),
             "SELECT media_type, content FROM manifests WHERE digest = :digest",
             {"digest": digest},
         )
@@ -782,6 +797,29 @@ class Ledger(Uses):
     def forget_manifests(self, unused_since: float) -> int:
         """Forget the manifests last used before this time (epoch seconds); return how many."""
         return self._write("DELETE FROM manifests WHERE used < :before", before=unused_since)
+
+    def shrink_manifests(self, now: float, most: int = MANIFESTS_MAX) -> int:
+        """Forget manifests until they have at most so many bytes, and return how many.
+
+        Those that no sync used for two days go first, the oldest first; then the largest, so that
+        a few giants cost no other its place.
+        """
+        query = "SELECT digest, used, LENGTH(content) FROM manifests"
+        kept = self._rows(lambda *values: values, query, {})
+        held = sum(size for _, _, size in kept)
+        recent = now - 2 * 86400.0
+        gone = []
+        for digest, _, size in sorted(
+            kept, key=lambda one: (one[1] >= recent, -one[2] if one[1] >= recent else one[1])
+        ):
+            if held <= most:
+                break
+            held -= size
+            gone.append({"digest": digest})
+        if gone:
+            with self._transaction():
+                self._database.executemany("DELETE FROM manifests WHERE digest = :digest", gone)
+        return len(gone)
 
     def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None:
         """Remember whether everybody can see a repository."""
@@ -1431,6 +1469,22 @@ def schema_version(path: Path) -> int:
             return version_of(database)
         finally:
             database.close()
+
+
+def _packed(content: bytes) -> bytes:
+    """Return a manifest as it is kept: compressed, where that is worth it."""
+    packed = len(content) > _PACKED_FROM or content[:1] == b"x"
+    return zlib.compress(content) if packed else content
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Return a kept manifest; no JSON begins as what zlib writes does."""
+    if content[:1] != b"x":
+        return content
+    try:
+        return zlib.decompressobj().decompress(content, MANIFEST_LIMIT + 1)
+    except zlib.error:
+        return b""
 
 
 def _payers(text: str | None) -> tuple[str, ...]:

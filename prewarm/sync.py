@@ -306,6 +306,7 @@ def _tidy(session: Session, report: Report, now: Moment) -> None:
         used.update(holding.digest for holding in outcome.holdings if holding.digest)
     ledger.use_manifests(used, now)
     ledger.forget_manifests(now.wall - _KEPT)
+    ledger.shrink_manifests(now.wall)
     ledger.forget_cached(now.wall - 2 * LIFETIME)
     for site in session.edges.mirrors:
         for one in ledger.written(site.url) if site.through else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
 import sys
@@ -230,6 +231,32 @@ def test_reserve_and_extend_give_a_project_its_share_or_one_image(
         answer = reserved(ledger, 0, at(0), window=Window(99))
     more = ledger.extend(answer, pulls, pulls, Window(99), at(0), None, ("team/a",), 3)
     assert more == (True if granted else refused)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b'{"a": "%s"}' % (b"b" * 2000), b"x", b"x" * (4 << 20), b"x\x9c" * 9]
+)
+def test_keep_manifest_of_any_content_is_given_back(ledger: Ledger, content: bytes) -> None:
+    manifest = Manifest(OCI_MANIFEST, content)
+    ledger.keep_manifest(manifest, at(0))
+    assert ledger.manifest(manifest.digest) == manifest
+
+
+def test_shrink_manifests_forgets_the_unused_and_then_the_largest(ledger: Ledger) -> None:
+    """A few giants of one project cost no other image its manifest, and so a pull."""
+    chance = random.Random(1)
+    small = [Manifest(OCI_MANIFEST, chance.randbytes(900)) for _ in range(50)]
+    giants = [Manifest(OCI_MANIFEST, chance.randbytes(1 << 20)) for _ in range(8)]
+    old = Manifest(OCI_MANIFEST, chance.randbytes(5000))
+    ledger.keep_manifest(old, at(0))
+    for manifest in (*giants, *small):
+        ledger.keep_manifest(manifest, at(3 * 86400))
+    now = at(3 * 86400).wall
+    assert ledger.shrink_manifests(now, 100 << 20) == 0
+    assert ledger.shrink_manifests(now, 3 << 20) == 1 + 6
+    assert ledger.manifest(old.digest) is None
+    assert all(ledger.manifest(one.digest) for one in small)
+    assert ledger.shrink_manifests(now, 3 << 20) == 0
 
 
 def test_reserve_charges_those_of_several_users_who_have_room(ledger: Ledger) -> None:
