@@ -23,6 +23,7 @@ from prewarm import skopeo
 from prewarm.budget import Window
 from prewarm.causes import Cause, cause_of, last_words, panic
 from prewarm.errors import Failure, PrewarmError, RegistryError
+from prewarm.filling import Filling
 from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.image import Image
 from prewarm.ledger import Ledger
@@ -102,6 +103,8 @@ class Carrier:
         self._renewed = False
         self._turns = Turns(self.stop)
         self._moving = Moving(self.stop)
+        mirrors = [site.settings for site in self.observer.mirrors]
+        self._filling = Filling(self.ledger, self.observer.clock, self.limits, mirrors)
         self._sites = {site.url: site for site in self.observer.mirrors}
         self._purchasing = Purchasing(
             run=self.run,
@@ -211,7 +214,8 @@ class Carrier:
         if not image.open_targets:
             return _verdict(image)
         assert image.content is not None
-        self._fill(image, image.content, whole=not image.due)
+        with self._filling.room(image):
+            self._fill(image, image.content, whole=not image.due)
         return ended or _verdict(image)
 
     def _held_up(self, image: Image) -> Step | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from prewarm.definitions import base_name
 from prewarm.demand import Want, chosen, platforms_of, wants, with_uses
 from prewarm.errors import Failure, UsageError
+from prewarm.filling import disk_of
 from prewarm.ledger import Known, SeenTag
 from prewarm.manifest import Manifest
 from prewarm.observe import unlisted
@@ -164,7 +165,8 @@ def _view(
     seen = recall.see(want) if seen is None else seen
     order = ranked((one, seen if one.reference == reference else recall.see(one)) for one in demand)
     quotas, now = recall.quotas(), session.clock().wall
-    steps = plan(order, quotas, settings.limits, settings.skip, now).steps
+    disk = disk_of(session.ledger, session.clock(), settings.limits, settings.mirrors)
+    steps = plan(order, quotas, settings.limits, settings.skip, now, disk).steps
     at = next((at for at, step in enumerate(steps) if step.want.reference == reference), None)
     before = steps[:at] if at is not None else ()
     opened = {name: _without_reserve(quota) for name, quota in quotas.items()}

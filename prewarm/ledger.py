@@ -821,6 +821,29 @@ class Ledger(Uses):
                 self._database.executemany("DELETE FROM manifests WHERE digest = :digest", gone)
         return len(gone)
 
+    def note_filled(self, payers: tuple[str, ...], size: int, now: Moment) -> None:
+        """Note that bytes were copied to the mirrors, and whose shares they are charged to."""
+        with self._transaction():
+            at = self._note_moment(now)
+            self._database.execute(
+                "INSERT INTO filled (payers, bytes, at) VALUES (:payers, :bytes, :at)",
+                {"payers": "\n".join(payers), "bytes": size, "at": at},
+            )
+            # Nothing asks for more than a window of it.
+            self._database.execute("DELETE FROM filled WHERE at < :at", {"at": at - 86400})
+
+    def filled(self, now: Moment, seconds: int) -> tuple[Spend, ...]:
+        """Return the bytes that were copied in the last `seconds`."""
+        with self._reading():
+            at = self._time(now)
+            rows = self._database.execute(
+                "SELECT payers, bytes, at FROM filled WHERE at > :since", {"since": at - seconds}
+            )
+            return tuple(
+                Spend(max(0.0, at - noted), int(size), payers=_payers(text))
+                for text, size, noted in rows
+            )
+
     def note_public(self, registry: str, repository: str, public: bool, now: Moment) -> None:
         """Remember whether everybody can see a repository."""
         self._write(

@@ -26,8 +26,8 @@ from prewarm.errors import Failure
 from prewarm.manifest import Descriptor, Manifest
 from prewarm.platforms import ALL, Platform
 from prewarm.settings import Limits
-from prewarm.shares import Shares, in_turns, only_project, own_window
-from prewarm.words import counted
+from prewarm.shares import Shares, in_turns, namespace, only_project, own_window
+from prewarm.words import counted, duration_words, size_words
 
 State = Literal["fresh", "stale", "missing", "unknown"]
 SERVED: Final[frozenset[str]] = frozenset({"fresh", "stale"})
@@ -280,6 +280,40 @@ class Quota:
     """Set when upstream said 429 in this run: no more GETs go there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """How much the images of each project may add to the mirrors in a window, and what they did."""
+
+    share: int
+    """Bytes for a project; twice as much for a namespace."""
+    filled: tuple[Spend, ...] = ()
+    """The bytes that were copied."""
+    seconds: int = 0
+    """The window."""
+
+    def shares(self, moving: Iterable[Spend] = ()) -> Shares:
+        """Return the shares as they are now, what is being copied included."""
+        return Shares(self.share, 4 * self.share, (*self.filled, *moving))
+
+    def refusal(self, shares: Shares, want: Want, size: int) -> tuple[str, float | None] | None:
+        """Return why so many bytes have no room now, and the seconds until they may have."""
+        if not want.payers or not size or shares.able(want.payers, size):
+            return None
+        who = " and ".join(want.payers[:2]) + (" and others" if len(want.payers) > 2 else "")
+        reason = (
+            f"has {size_words(size)}; the images of {who} have filled their share of the mirror's "
+            f"disk for now ({size_words(self.share)} for a project in "
+            f"{duration_words(self.seconds)})"
+        )
+        return reason, min(filter(None, map(self._wait, want.payers)), default=None)
+
+    def _wait(self, payer: str) -> float | None:
+        """Return the seconds until some of what a payer has filled leaves the window."""
+        group = namespace(payer)
+        mine = [one for one in self.filled if group in map(namespace, one.payers)]
+        return min((self.seconds - one.age for one in mine if one.age < self.seconds), default=None)
+
+
 def action(step: Step) -> Literal["copy", "tag", "fresh", "defer", "skip", "fail"]:
     """Return the word for the step in the report."""
     match step:
@@ -305,6 +339,7 @@ def plan(
     limits: Limits,
     skip: Sequence[str],
     now: float,
+    disk: Disk | None = None,
 ) -> Plan:
     """Decide each wanted image in the order given; `now` is seconds since the epoch.
 
@@ -314,6 +349,9 @@ def plan(
     """
     purses = {name: _Purse(quota, limits) for name, quota in quotas.items()}
     steps = _first_pass(demand, purses, limits, skip)
+    if disk is not None:
+        shares = disk.shares()
+        steps = [_on_disk(step, disk, shares, now) for step in steps]
     calendar = _Calendar(quotas, limits.pulls_per_project)
     for step in steps:
         if isinstance(step, Copy):
@@ -608,6 +646,19 @@ def _without_pull(want: Want, seen: Seen) -> Tag:
     if states:
         return Tag(want, seen, "from-mirror", f"{states[0].mirror} has it")
     return Tag(want, seen, "digest-there", "all of it is on the mirror, only the tag is not")
+
+
+def _on_disk(step: Step | _Waiting, disk: Disk, shares: Shares, now: float) -> Step | _Waiting:
+    """Let a copy of known size wait where its users have filled their share of the disk."""
+    if not isinstance(step, Copy) or set(step.seen.required) - step.seen.sizes.keys():
+        return step
+    size = sum(step.seen.sizes.values())
+    if (refused := disk.refusal(shares, step.want, size)) is None:
+        shares.pay(step.want.payers, size)
+        return step
+    reason, wait = refused
+    until = None if wait is None else now + wait
+    return Defer(step.want, step.seen, step.cost, "project-share", reason, until)
 
 
 class _Calendar:

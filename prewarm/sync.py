@@ -18,6 +18,7 @@ from prewarm.coverage import coverages, used_of_late, uses_of
 from prewarm.credentials import authfile_in_memory
 from prewarm.demand import Want
 from prewarm.errors import PrewarmError, Problem
+from prewarm.filling import disk_of
 from prewarm.findings import Scan
 from prewarm.gate import Gate
 from prewarm.ledger import Known, Ledger
@@ -39,7 +40,8 @@ def make_plan(session: Session, images: Iterable[tuple[Want, Seen]]) -> Plan:
     """Plan from what was seen and what the ledger holds now."""
     settings = session.settings
     now = session.clock().wall
-    return plan(images, session.quotas(), settings.limits, settings.skip, now)
+    disk = disk_of(session.ledger, session.clock(), settings.limits, settings.mirrors)
+    return plan(images, session.quotas(), settings.limits, settings.skip, now, disk)
 
 
 @dataclass(frozen=True)
