@@ -77,7 +77,8 @@ _MACHINE: Final = re.compile(
 )
 """Images of virtual machines, by the custom executors that read them from `image:`. None of Docker
 Hub's official images, which alone have no `/`, begins so."""
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Controls, bidi marks and line separators, which a terminal may obey."""
 _PARALLEL_NAME: Final = re.compile(r"(.+?)(?:: \[.*\]| [0-9]+/[0-9]+)", re.DOTALL)
 _ALWAYS: Final = {"CI_TEMPLATE_REGISTRY_HOST": Variable("registry.gitlab.com")}
 """Predefined variables that are the same on every GitLab."""

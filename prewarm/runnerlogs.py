@@ -35,6 +35,8 @@ JOURNAL: Final = "journal:"
 """What an entry of `runner_logs` begins with that names a unit instead of a file."""
 _LINE_MAX: Final = 16 << 10
 """Bytes of a line in a file; the runner's are shorter, others are skipped."""
+_LATEST: Final = 32503680000.0
+"""The year 3000: datetime knows no time far beyond it."""
 _RECENT: Final = 4096
 """How many uses are remembered, to see one again that syslog and stderr both brought."""
 
@@ -117,7 +119,9 @@ def read_entry(line: str, zone: tzinfo) -> tuple[str | None, Use | None]:
         return None, None
     if not isinstance(cursor, str):
         return None, None
-    use = read_line(message, time, zone) if isinstance(message, str) else None
+    if not isinstance(message, str) or not 0 <= time < _LATEST:
+        return cursor, None
+    use = read_line(message, time, zone)
     return cursor, replace(use, time=time) if use else None
 
 

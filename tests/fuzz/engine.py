@@ -32,8 +32,9 @@ _GROWTH: Final = 3.0
 """How much more than the length may the time grow, and noise with it; quadratic: 8."""
 _NOTICED: Final = 0.15
 """Seconds below which nothing is said about growth."""
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
-"""Controls, bidi marks, line separators, surrogates: what may move a terminal's cursor."""
+_HIDDEN: Final = frozenset({"Cc", "Zl", "Zp", "Cs"})
+"""Controls, line separators, surrogates: what a terminal may obey."""
+_BIDI: Final = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ def limited() -> Iterator[None]:
 def plain(text: str, longest: int) -> None:
     """Assert that a text for people is short enough and cannot move a terminal's cursor."""
     assert len(text) <= longest, f"{len(text)} characters: {text[:200]!r}…"
-    hidden = {character for character in text if unicodedata.category(character) in _HIDDEN}
+    hidden = {
+        character
+        for character in text
+        if unicodedata.category(character) in _HIDDEN
+        or unicodedata.bidirectional(character) in _BIDI
+    }
     assert not hidden, f"{hidden} in {text[:200]!r}"
 
 
@@ -128,7 +134,7 @@ def _documents(draw: st.DrawFn, documents: Sequence[Any]) -> bytes:
         inside, at = draw(st.sampled_from(places))
         match draw(st.sampled_from(["odd", "odd", "gone", "moved", "many"])):
             case "odd":
-                inside[at] = draw(_ODD)
+                inside[at] = copy.deepcopy(draw(_ODD))
             case "gone":
                 del inside[at]
             case "moved":

@@ -72,7 +72,7 @@ def _reference(data: bytes) -> None:
         try:
             found = reader(text)
         except InvalidReference as error:
-            plain(str(error), 700)
+            plain(str(error), _LINE)
             continue
         assert reader(str(found)) == found
         assert reader(found.familiar) == found

@@ -150,6 +150,11 @@ def test_read_entry_of_hostile_message_keeps_the_true_cursor() -> None:
     assert read_entry(json.dumps(entry, separators=(",", ":")), UTC) == ("s=1", None)
 
 
+def test_read_entry_of_a_time_beyond_all_years_is_no_use() -> None:
+    entry = {"MESSAGE": RUNNER, "__CURSOR": "s=1", "__REALTIME_TIMESTAMP": 9 * 10**24}
+    assert read_entry(json.dumps(entry), UTC) == ("s=1", None)
+
+
 def test_read_line_long_is_quick() -> None:
     started = time.process_time()
     for line in (RUNNER + " a=" * 300_000, TEXT + ' a="' + "\\" * 900_000, RUNNER + "x" * 900_000):
