@@ -68,9 +68,23 @@ class Global:
 
     def settings(self) -> Settings:
         """Read the configuration that the options, the environment or the folder name."""
-        from prewarm.config import find_config, load
+        return _load(self.config)
 
-        return load(find_config(self.config, os.environ, Path.cwd()))
+
+def _load(named: str | None) -> Settings:
+    """Read the configuration that is named, or the one that is found.
+
+    Of the latter, where it has errors, the path is printed: the user may not know of it.
+    """
+    from prewarm.config import find_config, load
+
+    path = find_config(named, os.environ, Path.cwd())
+    try:
+        return load(path)
+    except ConfigError:
+        if not named and not os.environ.get("PREWARM_CONFIG"):
+            _tell(f"prewarm: {path}: found, as no --config names another; it has errors:")
+        raise
 
 
 _global = click.make_pass_decorator(Global)
@@ -636,12 +650,10 @@ def explain(options: Global, image: str, offline: bool, as_json: bool) -> int:
 @_global
 def check(options: Global, file: str | None) -> int:
     """Validate images.yml: every problem at once, each with its line and cure."""
-    from prewarm.config import find_config, load
     from prewarm.words import counted
 
-    path = Path(file) if file else find_config(options.config, os.environ, Path.cwd())
     try:
-        settings = load(path)
+        settings = _load(file or options.config)
     except ConfigError as error:
         click.echo("\n".join(problem.line for problem in error.problems))
         return error.exit_code
@@ -649,7 +661,7 @@ def check(options: Global, file: str | None) -> int:
         click.echo(problem.line)
     if settings.problems:
         return UsageError.exit_code
-    click.echo(f"{path}: good, {counted(len(settings.pins), 'pin')}")
+    click.echo(f"{file or settings.path}: good, {counted(len(settings.pins), 'pin')}")
     return 0
 
 

@@ -11,6 +11,7 @@ import difflib
 import glob
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from prewarm import schema
 from prewarm.ciyaml import crowded_directives
 from prewarm.errors import ConfigError, Problem, UsageError
 from prewarm.home import home_folder
+from prewarm.ownership import changed_by_others, is_ours, user_name
 from prewarm.reference import DOCKER_HUB, Reference
 from prewarm.schema import Either, Key, Keys, Kind, Many, Named, Refused, Text
 from prewarm.settings import (
@@ -66,13 +68,18 @@ def find_config(
     """Return the configuration file to read: the first that is named or there (CONTRACT, 1).
 
     A file named by `--config` or `$PREWARM_CONFIG` is returned whether it exists or not: `load`
-    then says so. Raises UsageError where none is named and none of the usual ones exists.
+    then says so. Raises UsageError where none is named and none of the usual ones exists, and where
+    another user could have written the one of the current folder: it may name commands to run and
+    hosts that are sent secrets.
     """
     if named := option or environ.get("PREWARM_CONFIG"):
         return cwd / named
-    for path in (cwd / "images.yml", system):
-        if _exists(path):
-            return path
+    found = cwd / "images.yml"
+    if _exists(found):
+        _refuse_foreign(found)
+        return found
+    if _exists(system):
+        return system
     raise UsageError(
         "config",
         f"no configuration: neither ./images.yml nor {system} exists",
@@ -114,6 +121,20 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def _refuse_foreign(path: Path) -> None:
+    try:
+        cause = changed_by_others(path)
+    except OSError:
+        return  # reading it will fail as well
+    if cause is not None:
+        raise UsageError(
+            "config-owner",
+            f"{path}, found in the current folder, is not used: {cause}",
+            f"if you trust it, run prewarm --config {shlex.quote(str(path))}; otherwise change to "
+            "another folder, or correct owner and mode",
+        )
 
 
 def _read_main(path: Path) -> bytes:
@@ -786,15 +807,20 @@ def _included(
                 continue
             done.add(_identity(file))
             reader = _Reader(_short_name(file, main.folder), main.folder, main.home)
-            yield _read_included(file, reader, frozenset(names), listed=listed)
+            yield _read_included(file, reader, path, frozenset(names), listed=listed)
 
 
 def _read_included(
-    file: Path, reader: _Reader, registries: frozenset[str], *, listed: bool
+    file: Path, reader: _Reader, main: Path, registries: frozenset[str], *, listed: bool
 ) -> _Included:
     try:
         if not file.is_file():
             reader.problem(1, "", "is not a file", "name files only under include")
+            return _Included(reader, [])
+        owner = file.stat().st_uid
+        if not is_ours(owner) and owner != main.stat().st_uid:
+            text = f"belongs to {user_name(owner)}, who is not the owner of {main}"
+            reader.problem(1, "", text, f"check it, then run: chown root {file}")
             return _Included(reader, [])
         data = _read(file)
     except OSError as error:

@@ -193,7 +193,7 @@ class Daemon:
         self.reloading(False)
 
     def _keep(self, why: str) -> None:
-        log.error("kept the old images.yml")
+        log.error("kept the old images.yml, as %s has errors", self.settings.path)
         self._fault = f"; kept the old images.yml: {why}"
 
     def _retime(self) -> None:

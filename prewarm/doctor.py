@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -35,7 +36,7 @@ from prewarm.engines import Engine, find_engine
 from prewarm.errors import PrewarmError, RegistryError
 from prewarm.ledger import MIGRATIONS, Ledger, schema_version
 from prewarm.observe import MirrorSite, UpstreamSite
-from prewarm.ownership import user_name
+from prewarm.ownership import changed_by_others, user_name
 from prewarm.policy import read_policy
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.proxies import is_loopback
@@ -239,7 +240,25 @@ def _check_settings(place: Place) -> Checks:
         return tuple(
             Check("images.yml", "failed", f"{p.where}: {p.problem}", p.cure) for p in problems
         )
-    return (Check("images.yml", "ok", f"{place.settings.path} is good"),)
+    return _check_writers(place) or (Check("images.yml", "ok", f"{place.settings.path} is good"),)
+
+
+def _check_writers(place: Place) -> Checks:
+    """Warn of files through which another user could run commands, or be sent secrets."""
+    settings = place.settings
+    gitlab, command = settings.gitlab, settings.notify.command if settings.notify else ()
+    files = [settings.path, settings.authfile, *(Path(word) for word in command[:1])]
+    files += [gitlab.token_file, gitlab.ca] if gitlab else []
+    files += [upstream.ca for upstream in settings.registries]
+    files += [mirror.ca for mirror in settings.mirrors]
+    found = []
+    for file in dict.fromkeys(file for file in files if file is not None and file.is_absolute()):
+        with suppress(OSError):
+            if cause := changed_by_others(file):
+                text = f"{file}: {cause}, and prewarm believes what it says"
+                cure = f"check it, then run: chown root {file}; chmod go-w {file}"
+                found.append(Check("images.yml", "warning", text, cure))
+    return tuple(found)
 
 
 def _check_skopeo(place: Place) -> Checks:

@@ -1,8 +1,9 @@
-"""Paths that another user of the machine may have prepared: whose links are followed."""
+"""Paths that another user of the machine may prepare or change: whose links and files count."""
 
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import pwd
 import stat
@@ -36,6 +37,51 @@ def user_name(user: int) -> str:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return f"#{user}"
+
+
+def changed_by_others(path: Path) -> str | None:
+    """Return why users other than this one and root can change a file; None where they cannot.
+
+    They can if it, its folder or a link to it is theirs, or lets them write. OSError where it
+    cannot be looked at.
+    """
+    try:
+        with entry_of(path) as entry:
+            file, folders = entry.status, [path.parent.stat(), os.fstat(entry.folder)]
+    except ForeignLinkError as error:
+        return str(error.strerror)
+    if file is None:
+        return None
+    if not is_ours(file.st_uid):
+        return f"it belongs to {user_name(file.st_uid)}"
+    if stat.S_ISREG(file.st_mode) and (writer := _writer(file)):
+        return f"{writer} may write to it"
+    for folder in folders:
+        if not is_ours(folder.st_uid):
+            return f"its folder belongs to {user_name(folder.st_uid)}"
+        if not folder.st_mode & stat.S_ISVTX and (writer := _writer(folder)):
+            return f"{writer} may write to its folder"
+    return None
+
+
+def _writer(status: os.stat_result) -> str | None:
+    """Return who may write besides the owner, if anybody.
+
+    A group of this user alone is no one else: with umask 002 it may write what a user makes.
+    """
+    if status.st_mode & stat.S_IWOTH:
+        return "every user"
+    if not status.st_mode & stat.S_IWGRP or status.st_gid == 0:
+        return None
+    try:
+        group = grp.getgrgid(status.st_gid)
+        user = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return f"group #{status.st_gid}"
+    private = (group.gr_name, group.gr_gid) == (user.pw_name, user.pw_gid)
+    if private and set(group.gr_mem) <= {user.pw_name}:
+        return None
+    return f"group {group.gr_name}"
 
 
 @dataclass(frozen=True, slots=True)

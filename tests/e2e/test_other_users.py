@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
+from tests.support.process import run_prewarm
 from tests.support.stranger import UID, needs_root
 
 
@@ -75,3 +76,36 @@ def test_report_to_stdout_by_its_path(host: Host) -> None:
     finished = host.run("report", "--html", "/dev/stdout")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.rstrip().endswith("</html>")
+
+
+@needs_root
+@pytest.mark.parametrize("args", [["sync"], ["check"], ["status"], ["run"]])
+def test_found_configuration_of_another_user_runs_nothing(
+    shared: Path, tmp_path: Path, args: list[str]
+) -> None:
+    (shared / "images.yml").write_text(
+        "version: 1\nmirrors: [http://127.0.0.1:9]\n"
+        f"notify: {{command: [/usr/bin/touch, {tmp_path}/done]}}\n"
+    )
+    os.chown(shared / "images.yml", UID, UID)
+    finished = run_prewarm(args, shared)
+    assert finished.returncode == 2
+    assert f"{shared}/images.yml, found in the current folder, is not used" in finished.stderr
+    assert f"prewarm --config {shared}/images.yml" in finished.stderr
+    assert not (tmp_path / "done").exists()
+
+
+def test_errors_of_a_found_configuration_say_its_path(tmp_path: Path) -> None:
+    (tmp_path / "images.yml").write_text("version: 1\n")
+    for args in (["sync"], ["check"]):
+        finished = run_prewarm(args, tmp_path)
+        assert finished.returncode == 2
+        assert f"{tmp_path}/images.yml: found, " in finished.stderr
+
+
+@needs_root
+def test_doctor_warns_of_a_configuration_that_another_user_can_change(host: Host) -> None:
+    host.configure(["app:1"])
+    host.config.chmod(0o666)
+    finished = host.run("doctor")
+    assert f"{host.config}: every user may write to it" in " ".join(finished.stdout.split())

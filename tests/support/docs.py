@@ -39,6 +39,9 @@ with it, each with its line and its cure. It is read from `--config`, else `$PRE
 - Short names are docker.io's: `golang` is `docker.io/library/golang:latest`.
 - Secrets are never in this file; a URL with a password is refused.
 - Paths may begin with `~/`; a relative one is below the folder of the file.
+- A `./images.yml` that another user could have written is refused (`config-owner`): he, or a group
+  or everybody, may write to the file or its folder, or owns one. `--config` takes it all the same,
+  and `prewarm doctor` warns. A group that bears your name and has no other member is fine.
 """
 _SEE: Final = {
     "mirrors": "[Pull-through mirrors](concepts.md#pull-through-mirrors), "

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from prewarm.settings import (
     Settings,
     Upstream,
 )
+from tests.support.stranger import UID, needs_root
 
 ROOT = Path(__file__).parents[2]
 TOP = "version: 1\nmirrors: [http://127.0.0.1:5000]\n"
@@ -895,3 +897,76 @@ def test_import_of_config_loads_no_heavy_module() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == ""
+
+
+# Other users of the machine
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda file: os.chown(file, UID, UID), "it belongs to nobody"),
+        (lambda file: file.chmod(0o666), "every user may write to it"),
+        (lambda file: for_group_of_nobody(file), "group nogroup may write to it"),
+        (lambda file: os.chown(file.parent, UID, UID), "its folder belongs to nobody"),
+        (lambda file: file.parent.chmod(0o777), "every user may write to its folder"),
+        (lambda file: by_link_of_nobody(file), "it belongs to nobody"),
+    ],
+)
+def test_find_config_refuses_a_found_file_that_another_user_can_change(
+    tmp_path: Path, change: Callable[[Path], object], cause: str
+) -> None:
+    file = write(tmp_path / "here", TOP)
+    assert config.find_config(None, {}, file.parent) == file
+    change(file)
+    with pytest.raises(UsageError, match=cause) as caught:
+        config.find_config(None, {}, file.parent)
+    assert (caught.value.code, caught.value.exit_code) == ("config-owner", 2)
+    assert str(file) in caught.value.text
+    assert f"--config {file}" in caught.value.cure
+    # Who names it has looked at it.
+    assert config.find_config("images.yml", {}, file.parent) == file
+    assert config.find_config(None, {"PREWARM_CONFIG": "images.yml"}, file.parent) == file
+
+
+def for_group_of_nobody(file: Path) -> None:
+    os.chown(file, 0, UID)
+    file.chmod(0o664)
+
+
+def by_link_of_nobody(file: Path) -> None:
+    file.rename(file.with_name("other.yml"))
+    file.symlink_to("other.yml")
+    os.lchown(file, UID, UID)
+
+
+@needs_root
+@pytest.mark.parametrize("group", [0, os.getgid()])
+def test_find_config_takes_a_file_that_a_private_group_may_write(
+    tmp_path: Path, group: int
+) -> None:
+    file = write(tmp_path, TOP)
+    os.chown(file, -1, group)
+    file.chmod(0o664)
+    tmp_path.chmod(0o775)
+    assert config.find_config(None, {}, tmp_path) == file
+
+
+def test_find_config_takes_an_own_file_in_a_sticky_folder(tmp_path: Path) -> None:
+    file = write(tmp_path, TOP)
+    tmp_path.chmod(0o1777)
+    assert config.find_config(None, {}, tmp_path) == file
+
+
+@needs_root
+def test_included_file_of_another_user_is_a_problem_and_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{TOP}include: [images.d/*.yml]\nimages: [golang]\n")
+    planted = write(tmp_path, "images: [secret]\n", "images.d/planted.yml")
+    os.chown(planted, UID, UID)
+    found = config.load(path)
+    assert pins(found) == ["docker.io/library/golang:latest"]
+    (problem,) = found.problems
+    assert f"belongs to nobody, who is not the owner of {path}" in str(problem)
+    os.chown(path, UID, UID)
+    assert config.load(path).problems == ()
