@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from prewarm import __version__, streams
-from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, UsageError
+from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, UsageError, shortened
 from prewarm.home import home_folder
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prewarm")
 
+_LINE_MAX: Final = 4000
+"""Characters of a line in the log."""
 GARBAGE: Final = (500_000, 100)
 """How seldom Python looks for garbage: a large site makes some hundred thousand values that all
 live on, and looking among them again and again takes a third of the time of a plan."""
@@ -970,9 +972,19 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+def _cut_lines(record: logging.LogRecord) -> bool:
+    """Cut each line of a message: names and answers in it are as long as anybody likes."""
+    text = record.getMessage()
+    if len(text) > _LINE_MAX:
+        text = "\n".join(shortened(line, _LINE_MAX) for line in text.split("\n"))
+    record.msg, record.args = text, None
+    return True
+
+
 def _log_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter("%(message)s"))
+    handler.addFilter(_cut_lines)
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)

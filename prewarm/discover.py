@@ -46,6 +46,8 @@ from prewarm.site import scope_of
 from prewarm.usage import mirror_hosts, named, reference_of
 from prewarm.uses import LogKey, PastScan
 
+_PATH_MAX: Final = 1024
+"""Characters of a path of a project, a file or a branch."""
 KEPT: Final = 28 * DAY
 """Seconds that uses are remembered at least, for the forecast."""
 _LATE: Final = 600.0
@@ -504,12 +506,17 @@ def _path(project: Project) -> str:
     return project.path
 
 
+def _short(text: Any) -> str | None:
+    """Return a text of no more characters than GitLab allows for any path."""
+    return text if isinstance(text, str) and len(text) <= _PATH_MAX else None
+
+
 def _project(fields: Any) -> Project | None:
     """Return the project that a record tells of; None for one that can run no job."""
     if not isinstance(fields, dict):
         return None
     number, path = fields.get("id"), fields.get("path_with_namespace")
-    if not is_id(number) or not isinstance(path, str):
+    if not is_id(number) or not (path := _short(path)):
         return None
     off = fields.get("jobs_enabled") is False or fields.get("builds_access_level") == "disabled"
     if off or fields.get("archived") is True or fields.get("empty_repo") is True:
@@ -519,8 +526,8 @@ def _project(fields: Any) -> Project | None:
     return Project(
         number,
         path,
-        branch if isinstance(branch, str) else None,
-        prefix if isinstance(prefix, str) else None,
-        config if isinstance(config, str) else "",
+        _short(branch),
+        _short(prefix),
+        _short(config) or "",
         fields.get("auto_devops_enabled") is True,
     )

@@ -135,7 +135,7 @@ def read_job(
         time_of(fields.get("started_at")),
         fields.get("status") == "running",
         fields.get("failure_reason") == _PULL_FAILURE,
-        str(fields.get("ref") or ""),
+        str(fields.get("ref") or "")[:_NAME_MAX],
         sha if isinstance(sha, str) and _SHA.fullmatch(sha) else "",
         own.id,
         own.shared,

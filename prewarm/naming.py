@@ -270,10 +270,11 @@ class Namer:
         asked = self._ledger.asked(project.id)
         if asked.keys() - {question.key for question in wanted}:
             self._ledger.keep_answers(project.id, {question.key for question in wanted})
+        names = {row.reference for row in rows if row.source == "trace" and row.reference}
         open_ = (one for one in wanted if self._now - asked.get(one.key, 0.0) >= RELINT)
         for question, _ in zip(open_, range(TRACES_PER_PROJECT), strict=False):
             if not question.sample or self._may_sample():
-                self._ask_trace(project, question, rows, ran)
+                self._ask_trace(project, question, rows, ran, names)
 
     def _may_sample(self) -> bool:
         with self._lock:
@@ -281,9 +282,17 @@ class Namer:
             return self._samples <= SAMPLES
 
     def _ask_trace(
-        self, project: Project, question: Question, rows: Iterable[Row], ran: Mapping[str, Ran]
+        self,
+        project: Project,
+        question: Question,
+        rows: Iterable[Row],
+        ran: Mapping[str, Ran],
+        names: set[str],
     ) -> None:
-        """Read one trace, rather of a job that failed on a pull, and keep what it answers."""
+        """Read one trace, rather of a job that failed on a pull, and keep what it answers.
+
+        `names` are the images that the project's traces named; no more than NAMES_MAX are kept.
+        """
         jobs = [ran[name] for name in question.jobs if name in ran]
         job = max(jobs, key=lambda one: (one.newest_failed, one.newest))
         number = job.newest_failed or job.newest
@@ -309,6 +318,7 @@ class Namer:
             else:
                 cure = "see which CI variable of the project, group or instance says otherwise"
                 self._report(project.path, PrewarmError("trace-disagrees", text, cure))
+        told = _within(names, told)
         self._ledger.save_trace(project.id, question.key, told, self._now)
         if trace.pull_failed and number != job.newest_failed:
             self._ledger.add_pull_failure(project.id, job.job, number)
@@ -343,6 +353,16 @@ class _Files:
     def match(self, pattern: str) -> Iterable[str]:  # noqa: ARG002 - a Source's
         """Find no files: that would take a request for every folder."""
         raise Unavailable("is a pattern, which only GitLab resolves", "let GitLab lint it")
+
+
+def _within(names: set[str], rows: Iterable[Row]) -> list[Row]:
+    """Return the rows whose images are among the names, or were added to them."""
+    kept = []
+    for row in rows:
+        if row.reference is None or row.reference in names or len(names) < NAMES_MAX:
+            names.update(filter(None, (row.reference,)))
+            kept.append(row)
+    return kept
 
 
 def _crowded(project: Project, left_out: int) -> Problem:

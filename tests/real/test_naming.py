@@ -14,7 +14,7 @@ from prewarm.findings import Scan
 from prewarm.gitlab_client import Token as Secret
 from prewarm.ledger import Ledger
 from prewarm.settings import Gitlab as Settings
-from prewarm.usage import UNUSED_MAX
+from prewarm.usage import NAMES_MAX, UNUSED_MAX
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, forbidden
 from tests.support.progress import Quiet
@@ -91,3 +91,13 @@ def test_scan_of_a_flood_of_names_counts_some_and_warns_once(site: Gitlab) -> No
     (problem,) = found.problems
     assert (problem.severity, problem.code, problem.where) == ("warning", "crowded", "eve/app")
     assert f"{3000 - 1 - UNUSED_MAX} images more" in problem.problem.replace("\u202f", "")
+
+
+def test_scan_of_traces_that_name_many_images_keeps_some(site: Gitlab) -> None:
+    jobs = "".join(f"j{number}: {{image: '$X{number}', script: [x]}}\n" for number in range(30))
+    project = site.add_project("eve/app", jobs)
+    for number in range(30):
+        names = [f"x{number}-{image}" for image in range(100)]
+        trace = trace_text([(name, "service") for name in names])
+        site.add_job(project, f"j{number}", trace=trace)
+    assert len(scanned(site).images) == NAMES_MAX

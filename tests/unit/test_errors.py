@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prewarm.cli import _cut_lines
 from prewarm.errors import (
     TEXT_MAX,
     ConfigError,
@@ -56,3 +58,11 @@ def test_shortened_is_the_text_or_its_ends(text: str, most: int) -> None:
         assert text.endswith(tail)
     else:
         assert found == text
+
+
+def test_lines_of_the_log_are_cut_each_by_itself() -> None:
+    text = "\n".join(["short", "x" * 4_000_000, *["y" * 100] * 100])
+    record = logging.LogRecord("prewarm", logging.INFO, "", 0, "%s", (text,), None)
+    assert _cut_lines(record)
+    lines = record.getMessage().split("\n")
+    assert (lines[0], len(lines[1]), lines[2:]) == ("short", 4000, ["y" * 100] * 100)

@@ -291,3 +291,17 @@ def test_take_over_many_scans_counts_each_run_and_failure_once(
         marks, running = counted.marks_after([1]), counted.running
     assert total == sum(started <= scans[-1] for _, started, _, _ in jobs)
     assert failures == sum(failed and done <= scans[-1] for _, _, done, failed in jobs)
+
+
+def test_read_job_cuts_what_it_keeps_of_texts() -> None:
+    job = read_job(
+        {
+            "id": 1,
+            "name": "n" * 4_000_000,
+            "ref": "r" * 4_000_000,
+            "created_at": "2026-01-01T00:00:00Z",
+        },
+        project=1,
+    )
+    assert job is not None
+    assert (len(job.name), len(job.ref)) == (500, 500)
