@@ -38,7 +38,7 @@ from prewarm.observe import (
     unsupported,
     words,
 )
-from prewarm.order import Moving, Turns
+from prewarm.order import Moving, Slots, Turn, Turns
 from prewarm.outcome import Outcome, Progress
 from prewarm.plan import LATER, Copy, Defer, Fail, Plan, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, normalise, well_formed
@@ -46,11 +46,13 @@ from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing, too_many
 from prewarm.settings import Limits, Mirror
 from prewarm.warming import Warming
-from prewarm.words import size_words
+from prewarm.words import duration_words, size_words
 
 log = logging.getLogger("prewarm")
 
 _CONFIG_MAX: Final = 4 << 20
+STALLED = 300.0
+"""Seconds without a byte after which a copy is given up: the mirror does not take it."""
 _SLOWEST: Final = 500_000
 """Bytes per second: a copy that is slower on the whole is given up."""
 _BASE_TIMEOUT: Final = 600.0
@@ -101,7 +103,7 @@ class Carrier:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._renewed = False
-        self._turns = Turns(self.stop)
+        self._turns: dict[str, Turns] = {}
         self._moving = Moving(self.stop)
         mirrors = [site.settings for site in self.observer.mirrors]
         self._filling = Filling(self.ledger, self.observer.clock, self.limits, mirrors)
@@ -146,18 +148,25 @@ class Carrier:
             group.sort(key=lambda step: isinstance(step, Tag))
         ordered = sorted(groups.values(), key=_is_late)
         self.progress.begin(sum(map(len, ordered)))
+        slots = Slots((group[0].want.reference.registry, group) for group in ordered)
+        pending: dict[Future[list[Outcome]], str] = {}
         with ThreadPoolExecutor(self.limits.parallel, "copy") as pool:
-            turns = self._turns.issue(len(groups))
-            pending: set[Future[list[Outcome]]] = {
-                pool.submit(self._group, group, turn)
-                for group, turn in zip(ordered, turns, strict=True)
-            }
-            while pending:
-                ended, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ended:
+            while True:
+                while len(pending) < self.limits.parallel and (taken := slots.take()) is not None:
+                    registry, group = taken
+                    pending[pool.submit(self._group, group, self._turn(registry))] = registry
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    slots.ended(pending.pop(future))
                     yield from future.result()
 
-    def _group(self, steps: Sequence[Copy | Tag], turn: int) -> list[Outcome]:
+    def _turn(self, registry: str) -> Turn:
+        """Return the next turn to reserve pulls of a registry, in the order of the plan."""
+        turns = self._turns.setdefault(registry, Turns(self.stop))
+        return Turn(turns, turns.issue(1)[0])
+
+    def _group(self, steps: Sequence[Copy | Tag], turn: Turn) -> list[Outcome]:
         outcomes = []
         try:
             for step in steps:
@@ -166,10 +175,10 @@ class Carrier:
                 self.progress.done(outcome)
                 outcomes.append(outcome)
         finally:
-            self._turns.over(turn)
+            turn.over()
         return outcomes
 
-    def _step(self, step: Copy | Tag, turn: int) -> Outcome:
+    def _step(self, step: Copy | Tag, turn: Turn) -> Outcome:
         """Carry out one step; whatever goes wrong with it becomes its outcome."""
         image = Image(step, step.seen.content, step.seen.required)
         image.holdings = {holding.mirror: holding for holding in step.seen.holdings}
@@ -201,14 +210,14 @@ class Carrier:
             },
         )
 
-    def _carry(self, image: Image, turn: int) -> Step:
+    def _carry(self, image: Image, turn: Turn) -> Step:
         if (held_up := self._held_up(image)) is not None:
             return held_up
         self._check(image)
         ended = self._warm(image, turn)
         if ended is None and any(not holding.through for holding in image.open_targets):
             ended = self._obtain(image, turn)
-        self._turns.over(turn)
+        turn.over()
         if ended is not None and not (isinstance(ended, Defer) and image.content):
             return ended
         if not image.open_targets:
@@ -243,7 +252,7 @@ class Carrier:
         if (refusal := self.tools.policy.refusal(image.want.reference)) is not None:
             raise refusal
 
-    def _warm(self, image: Image, turn: int) -> Step | None:
+    def _warm(self, image: Image, turn: Turn) -> Step | None:
         """Have each pull-through mirror pull what it lacks; a Step where that ends the image."""
         upstream = self._upstream(image)
         for holding in image.open_targets:
@@ -255,8 +264,8 @@ class Carrier:
                     image,
                     site,
                     upstream,
-                    lambda: self._turns.wait(turn),
-                    lambda: self._turns.over(turn),
+                    turn.wait,
+                    turn.over,
                 )
             except EndedError as early:
                 # What came to another mirror until now is not lost.
@@ -271,7 +280,7 @@ class Carrier:
                     return ended
         return None
 
-    def _obtain(self, image: Image, turn: int) -> Step | None:
+    def _obtain(self, image: Image, turn: Turn) -> Step | None:
         """Get the bytes of every manifest that some mirror needs; a Step where that fails."""
         if image.content is None:
             # A step of the same digest, or an earlier run, may have brought it meanwhile.
@@ -286,8 +295,8 @@ class Carrier:
             image,
             self._upstream(image),
             self._find,
-            lambda: self._turns.wait(turn),
-            lambda: self._turns.over(turn),
+            turn.wait,
+            turn.over,
         )
 
     def _upstream(self, image: Image) -> UpstreamSite:
@@ -446,7 +455,8 @@ class Carrier:
         for last in (number == _TRIES for number in range(1, _TRIES + 1)):
             arrived = partial(self._moving.arrived, site.url, repository=repository, settled=False)
             offer = Offer(copied, sources, self.progress.moved, arrived, image.known)
-            result = self._run(image, site, offer)
+            pace = _Pace(offer)
+            result = self._run(image, site, offer, pace)
             if result.returncode == 0:
                 site.connects.ended()
                 if copied is not manifest:
@@ -455,6 +465,9 @@ class Carrier:
             if result.stopped and (held_up := self._held_up(image)) is not None:
                 site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
                 raise EndedError(held_up)
+            if pace.gave_up and offer.failure is None:
+                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+                raise self._blamed(site, pace.error(f"{site.url}/{repository}"))
             cause = cause_of(
                 result.stderr,
                 f"{site.url}/{repository}",
@@ -498,7 +511,7 @@ class Carrier:
                 site.registry.delete_manifest(repository, copied.digest)
                 self.ledger.forget_pushed(site.url, repository, (copied.digest,))
 
-    def _run(self, image: Image, site: MirrorSite, offer: Offer) -> skopeo.Result:
+    def _run(self, image: Image, site: MirrorSite, offer: Offer, pace: _Pace) -> skopeo.Result:
         """Run skopeo for one manifest, from the gate to a mirror."""
         assert isinstance(self.tools, Tools)
         timeout = _BASE_TIMEOUT + offer.manifest.blob_bytes / _SLOWEST
@@ -515,7 +528,9 @@ class Carrier:
         )
         descriptors = (self.authfile, destination.authfile)
         try:
-            return skopeo.run(command, self.tools.environment, timeout, self.stop, descriptors)
+            return skopeo.run(
+                command, self.tools.environment, timeout, self.stop, descriptors, pace.is_too_slow
+            )
         finally:
             self.gate.withdraw(source)
             image.moved += offer.sent
@@ -700,6 +715,37 @@ def _absent_is_none() -> Iterator[None]:
     except RegistryError as error:
         if error.code != "not-found":
             raise
+
+
+class _Pace:
+    """Watches that a copy moves: neither stalls nor falls behind what its timeout allows."""
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+        self._began = self._moved = time.monotonic()
+        self._sent = 0
+        self.gave_up = False
+
+    def is_too_slow(self) -> bool:
+        """Whether it is to be given up now."""
+        now, sent = time.monotonic(), self._offer.sent
+        if sent > self._sent:
+            self._sent, self._moved = sent, now
+        behind = sent < _SLOWEST * (now - self._began - _BASE_TIMEOUT)
+        self.gave_up = behind or now - self._moved > STALLED
+        return self.gave_up
+
+    def error(self, where: str) -> PrewarmError:
+        """Return why it was given up."""
+        size = size_words(self._offer.manifest.blob_bytes)
+        seconds = duration_words(int(time.monotonic() - self._began))
+        return PrewarmError(
+            "timeout",
+            f"{where}: timed out: the copy stalled after {size_words(self._sent)} of {size} in "
+            f"{seconds}",
+            "look at the mirror's log, and at the network between upstream, this host and the "
+            "mirror",
+        )
 
 
 def _verdict(image: Image) -> Step:

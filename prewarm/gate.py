@@ -31,6 +31,8 @@ log = logging.getLogger("prewarm")
 
 CHUNK: Final = 256 * 1024
 _TRIES: Final = 4
+_SLOW_TRIES: Final = 2
+"""How often a blob may come too slowly: each took a minute."""
 
 
 class Stream(Protocol):
@@ -201,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if stream is None:
             return None
-        sent, tries = 0, 1
+        sent, tries, slow = 0, 1, 0
         while stream is not None:
             try:
                 sent = self._pass_on(offer, stream, sent, size)
@@ -214,10 +216,13 @@ class _Handler(BaseHTTPRequestHandler):
                 )
             except _BrokenError as broken:
                 sent, offer.failures[digest] = broken.sent, broken.cause
+                # A connection may stall where another does not; that was time enough.
+                slow += broken.cause.code.endswith("timeout")
             finally:
                 stream.close()
             # The next source first: this one may break off at the same place again.
-            stream = _open(offer, digest, sent, tries) if tries < _TRIES else None
+            again = tries < _TRIES and slow < _SLOW_TRIES
+            stream = _open(offer, digest, sent, tries) if again else None
             tries += 1
         # Nothing more can be had: a cut connection tells skopeo that the blob is not whole.
         self.close_connection = True

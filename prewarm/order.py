@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+_Item = TypeVar("_Item")
+
+HOLD_FOR = 300.0
+"""Seconds that a copy waits for a blob that another one brings: then it brings the blob itself."""
 
 
 class Turns:
@@ -44,6 +52,51 @@ class Turns:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One of the turns."""
+
+    turns: Turns
+    number: int
+
+    def wait(self) -> None:
+        """Wait until it is this turn, or the run is being stopped."""
+        self.turns.wait(self.number)
+
+    def over(self) -> None:
+        """Let the next one go; may be said twice."""
+        self.turns.over(self.number)
+
+
+class Slots(Generic[_Item]):
+    """Hands out work of several registries: each time of the one that has the least under way.
+
+    So one whose copies never end cannot take every slot while others wait.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, _Item]]) -> None:
+        self._waiting: dict[str, deque[tuple[int, _Item]]] = {}
+        for number, (registry, item) in enumerate(items):
+            self._waiting.setdefault(registry, deque()).append((number, item))
+        self._running: Counter[str] = Counter()
+
+    def take(self) -> tuple[str, _Item] | None:
+        """Return the next, the first of the order among equals; None where all is under way."""
+        if not self._waiting:
+            return None
+        waiting = self._waiting
+        registry = min(waiting, key=lambda name: (self._running[name], waiting[name][0][0]))
+        _, item = waiting[registry].popleft()
+        if not waiting[registry]:
+            del waiting[registry]
+        self._running[registry] += 1
+        return registry, item
+
+    def ended(self, registry: str) -> None:
+        """Note that something of the registry is over."""
+        self._running[registry] -= 1
+
+
+@dataclass(frozen=True, slots=True)
 class Landing:
     """A blob on a mirror: in which repository, and whether its copy is over."""
 
@@ -74,8 +127,9 @@ class Moving:
         Yields what is held; cleared, nothing is taken to have come.
         """
         wanted = {(mirror, digest) for digest in digests}
+        until = time.monotonic() + HOLD_FOR
         with self._changed:
-            while wanted & self._busy and not self._stop.is_set():
+            while wanted & self._busy and not self._stop.is_set() and time.monotonic() < until:
                 self._changed.wait(0.5)
             mine = wanted - self._there.keys() - self._busy
             self._busy |= mine

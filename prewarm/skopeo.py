@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -166,10 +166,12 @@ def run(
     timeout: float,
     stop: threading.Event,
     descriptors: tuple[int, ...] = (),
+    is_too_slow: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Run skopeo to its end, its timeout or until `stop` is set, in a process group of its own.
 
-    It inherits the `descriptors`, and no other but its standard ones.
+    It inherits the `descriptors`, and no other but its standard ones. `is_too_slow` is asked again
+    and again, and ends it, too.
     """
     try:
         process = subprocess.Popen(
@@ -204,7 +206,7 @@ def run(
                 lines += chunk
                 if len(lines) > _KEPT_STDERR:
                     del lines[: -_KEPT_STDERR // 2]
-            if stop.is_set() or time.monotonic() > deadline:
+            if stop.is_set() or time.monotonic() > deadline or is_too_slow():
                 stopped = stop.is_set()
                 _end(process)
                 # Its last words tell which uploads it leaves open.

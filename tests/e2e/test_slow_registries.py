@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from prewarm.manifest import OCI_MANIFEST, digest_of
 from tests.e2e.host import Host, wait_until
 from tests.real import dripping
 from tests.real.dripping import Dripping, Pieces, at_once
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, build_image
 
 GOOD = ["app0:1", "app1:1", "app2:1"]
 SLOW = [f"slow.example/team/app{number}:1" for number in range(40)]
@@ -123,3 +124,48 @@ def test_sync_ended_while_a_slow_registry_is_waited_for_ends_soon(
                 process.kill()
     assert process.returncode == 143, stderr
     assert time.monotonic() - began < 12
+
+
+def slow_blobs(drip: Callable[[], Iterator[bytes]]) -> Dripping:
+    """A registry that has any image, whose blobs never come to an end."""
+
+    def script(asked: str) -> Pieces:
+        method, path, _ = asked.partition("\r\n")[0].split()
+        if "/blobs/" in path:
+            return drip()
+        if "/manifests/" not in path:
+            return at_once()
+        content = build_image(single=True, name=path.split("/manifests/")[0]).content
+        digest = digest_of(content)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nDocker-Content-Digest: {digest}"
+        head += f"\r\nContent-Length: {len(content)}\r\n\r\n"
+        return (head.encode() + (content if method == "GET" else b""),)
+
+    return Dripping(script, pause=0.2, longest=2 * LONG)
+
+
+@pytest.mark.parametrize("drip", [dripping.body, dripping.headers])
+def test_sync_with_slow_blobs_leaves_slots_for_the_others_and_hears_sigterm(
+    host: Host, drip: Callable[[], Iterator[bytes]]
+) -> None:
+    mirror = host.box.mirrors[0]
+    with slow_blobs(drip) as slow:
+        hub = {"endpoint": host.box.hub.url, "budget": {"pulls": 20, "window": "6h", "reserve": 0}}
+        registries = {"docker.io": hub, "slow.example": {"endpoint": slow.url}}
+        host.configure([*SLOW, *GOOD], registries=registries, limits={"parallel": 2})
+        with host.start("sync") as process:
+            try:
+                # Each of the slow ones holds its slot for a minute or two.
+                wait_until(
+                    lambda: all(mirror.tags(f"library/app{number}") for number in range(3)),
+                    "honest images",
+                    seconds=45,
+                )
+                assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                began = time.monotonic()
+                _, stderr = process.communicate(timeout=LONG)
+            finally:
+                process.kill()
+    assert process.returncode == 143, stderr
+    assert time.monotonic() - began < 20

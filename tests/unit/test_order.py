@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prewarm.order import Landing, Moving, Turns
+from prewarm import order
+from prewarm.order import Landing, Moving, Slots, Turns
 
 NEAR, FAR = "http://127.0.0.1:5000", "https://far.example.org"
 
@@ -30,7 +31,7 @@ def test_wait_of_the_first_turn_does_not_wait(stop: threading.Event) -> None:
 
 @settings(deadline=None)
 @given(st.permutations(range(8)))
-def test_wait_lets_turns_pass_in_order_however_they_come(order: list[int]) -> None:
+def test_wait_lets_turns_pass_in_order_however_they_come(came: list[int]) -> None:
     turns = Turns(threading.Event())
     issued = turns.issue(8)
     passed: list[int] = []
@@ -41,7 +42,7 @@ def test_wait_lets_turns_pass_in_order_however_they_come(order: list[int]) -> No
         turns.over(issued[number])
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(take, order))
+        list(pool.map(take, came))
     assert passed == list(range(8))
 
 
@@ -248,3 +249,29 @@ def test_placing_is_one_at_a_time_in_a_repository(stop: threading.Event) -> None
         assert not moving.placing(NEAR, "first").acquire(blocking=False)
         assert moving.placing(NEAR, "second").acquire(blocking=False)
         assert moving.placing(FAR, "first").acquire(blocking=False)
+
+
+# Slots
+
+
+def test_take_gives_a_slot_to_the_registry_with_the_least_under_way() -> None:
+    slots = Slots([*(("slow", n) for n in range(4)), ("hub", 4), ("hub", 5), ("quay", 6)])
+    assert [slots.take() for _ in range(4)] == [("slow", 0), ("hub", 4), ("quay", 6), ("slow", 1)]
+    slots.ended("hub")
+    assert slots.take() == ("hub", 5)
+    slots.ended("hub")
+    assert [slots.take() for _ in range(3)] == [("slow", 2), ("slow", 3), None]
+
+
+def test_take_keeps_the_order_of_one_registry() -> None:
+    slots = Slots([("hub", n) for n in range(5)])
+    assert [slots.take() for _ in range(6)] == [*(("hub", n) for n in range(5)), None]
+
+
+def test_hold_waits_for_the_blob_of_another_for_a_bounded_time(
+    stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "HOLD_FOR", 0.2)
+    moving = Moving(stop)
+    with moving.hold(NEAR, "slow", ["sha256:1"]), moving.hold(NEAR, "app", ["sha256:1"]) as mine:
+        assert mine == set()
