@@ -149,6 +149,10 @@ class UpstreamSite:
     """Set by the first 429 on a pull: no more manifest GETs in this run."""
     breaking: Streak = field(default_factory=Streak)
     """Repositories about which it only broke off or erred."""
+    gets: Streak = field(default_factory=Streak)
+    """Repositories of which manifest GETs failed, each of which may have cost a pull."""
+    down: Failure | None = None
+    """Set when manifest GETs fail for one image after the other: none is sent in this run."""
     refused: set[str] = field(default_factory=set)
     """Repositories about which it answered 401 or 403."""
     account_of: Callable[[str], str | None] | None = None
@@ -281,11 +285,33 @@ class UpstreamSite:
 
     def _answers(self) -> bool:
         """Whether the registry answers about itself, whatever it does about images."""
-        try:
-            self.registry.ping()
-        except RegistryError as error:
-            return error.code == "interrupted"
-        return True
+        for _ in range(_PINGS):
+            try:
+                self.registry.ping()
+            except RegistryError as error:
+                if error.code == "interrupted" or time.monotonic() >= self.registry.until:
+                    return True
+                if error.code == "timeout":
+                    return False
+            else:
+                return True
+        return False
+
+    def note_get(self, repository: str, error: RegistryError | None) -> bool:
+        """Note how a manifest GET ended; return whether one that failed may be sent again.
+
+        What fails may cost a pull each time: a registry that fails every GET must not have many.
+        """
+        if error is None or error.code not in BREAKING | UNREACHABLE:
+            self.gets.ended()
+            return False
+        self.gets.failed(repository)
+        failed, times = self.gets.repositories, self.gets.times
+        suspect = times >= _GETS_IN_A_ROW and failed >= _DOWN_AFTER
+        if failed >= _DOWN_ANYWAY or (suspect and not self._answers()):
+            text = f"{self.settings.name}: fails one manifest GET after the other ({error.text})"
+            self.down = Failure("unreachable", text, error.cure)
+        return self.down is None and times < _GETS_IN_A_ROW
 
     def _close(self, error: RegistryError, code: str, found: str = "") -> None:
         """Let the registry be for this run; the text is the same for all its images."""
@@ -338,6 +364,10 @@ _QUIET = 86400.0
 """Seconds without a move before a tag is asked for less often than in each run."""
 _DOWN_AFTER = 3
 """Repositories in a row that met nothing else: the registry itself is then asked for a proof."""
+_PINGS = 3
+"""Tries to ask a registry for itself, where they fail at once."""
+_GETS_IN_A_ROW = 10
+"""Manifest GETs that failed without one that did not: none is then sent a second time."""
 _DOWN_ANYWAY = 12
 """As many in a row are proof enough, though the registry may answer about itself."""
 _OF_ALL = frozenset({f"mirror-{code}" for code in UNREACHABLE} | {"mirror-delete-disabled"})

@@ -181,7 +181,9 @@ class Purchasing:
         return None if head.limit is None else upstream.reported
 
     def _turned_away(self, image: Image, upstream: UpstreamSite, price: Cost) -> None:
-        """End here when the run ends, or upstream has said 429 since the plan was made."""
+        """End here when the run ends, or upstream has said 429, or failed, since the plan."""
+        if (down := upstream.down) is not None:
+            raise RegistryError(down.code, down.text, down.cure, answered=False)
         held_up = self._held_up(image)
         closed = upstream.closed
         if held_up is None and closed is not None:
@@ -274,17 +276,22 @@ class Purchasing:
 
         A server error or a broken connection may have been counted as a pull, so it stays charged.
         """
-        for tried in range(1, _TRIES):
+        repository = image.want.reference.repository
+        for tried in range(1, _TRIES + 1):
             try:
-                return self._get_once(image, upstream, digest, bill)
+                manifest = self._get_once(image, upstream, digest, bill)
             except RegistryError as error:
-                if error.code not in _PASSING or not error.answered:
+                again = upstream.note_get(repository, error) and tried < _TRIES
+                if not again or error.code not in _PASSING or not error.answered:
                     raise
                 upstream.registry.pause(random.uniform(*_PAUSE) * tried)
                 if not self._reserve_again(image, upstream, digest, bill):
                     raise
                 log.debug("%s; asking again", error.text)
-        return self._get_once(image, upstream, digest, bill)
+            else:
+                upstream.note_get(repository, None)
+                return manifest
+        raise AssertionError("the last try returns or raises")
 
     def _reserve_again(self, image: Image, upstream: UpstreamSite, digest: str, bill: Bill) -> bool:
         """Raise the reservation by a second GET of what was just asked for; whether it is granted.

@@ -11,10 +11,19 @@ class Streak:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failed: set[str] = set()
+        self.times = 0
+        """Failures in a row, whatever they were about."""
+
+    @property
+    def repositories(self) -> int:
+        """How many repositories the failures in a row were about."""
+        with self._lock:
+            return len(self._failed)
 
     def failed(self, repository: str) -> int:
         """Note a failure; return the number of repositories in a row, 0 for one that was noted."""
         with self._lock:
+            self.times += 1
             if repository in self._failed:
                 return 0
             self._failed.add(repository)
@@ -24,3 +33,4 @@ class Streak:
         """Note an answer that was none of these failures: the count begins again."""
         with self._lock:
             self._failed.clear()
+            self.times = 0

@@ -324,6 +324,30 @@ def test_buy_from_a_registry_that_fails_never_spends_more_than_the_window(
     assert len(gets(box)) == sent
 
 
+@pytest.mark.parametrize("also", ["/none", "/v2/"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_buy_from_a_registry_that_fails_every_get_spends_few_pulls(
+    box: Sandbox, at_once: None, threads: int, also: str
+) -> None:
+    """A registry that is down, or only fails its manifests, must not eat the budget."""
+    for n in range(40):
+        box.push(f"library/app{n}", "1", single=True)
+    with buying(box.hub.url, Window(200, HOURS_6)) as buyer:
+        images = [buyer.look(f"app{n}:1") for n in range(40)]
+        for path in ("*/manifests/*", also):
+            box.hub.faults.add(Fault("GET", path, count=None, status=503))
+
+        def buy(image: Image) -> str:
+            with pytest.raises(RegistryError) as caught:
+                buyer.buy(image)
+            return caught.value.code
+
+        with ThreadPoolExecutor(threads) as pool:
+            codes = list(pool.map(buy, images))
+        assert codes[-1] == "unreachable"
+        assert buyer.charged == len(gets(box)) <= 10 + 12 + threads
+
+
 def test_buy_get_that_only_was_refused_is_unauthorized(box: Sandbox) -> None:
     """The HEAD of the same manifest was answered: it is neither missing nor private."""
     box.push("library/app", "1", single=True)

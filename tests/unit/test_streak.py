@@ -10,7 +10,9 @@ from prewarm.streak import Streak
 def test_failed_counts_repositories_until_an_answer() -> None:
     streak = Streak()
     assert [streak.failed(name) for name in ("a", "b", "a", "c")] == [1, 2, 0, 3]
+    assert streak.times == 4
     streak.ended()
+    assert streak.times == 0
     assert streak.failed("a") == 1
 
 
