@@ -371,6 +371,7 @@ UNWANTED: Final = frozenset({"unlisted-registry", "private", "unmirrorable"})
 """Failures that say that an image which CI names is not to be mirrored."""
 LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
 """Failures that say "not now" and nothing about the image."""
+_LATE: Final = "its users have had their share of this window, so images of others go first"
 _QUIET: Final = "the mirrors have what upstream had; quiet for long, so not asked in this run"
 _PARTS: Final = ("parts", "parts of it are missing on the mirror")
 _EXPIRED: Final = ("expired", "the pull-through mirror forgets what it has had for 7 days")
@@ -515,7 +516,12 @@ def _first_pass(
             late.setdefault((_account(want, seen), want.payers), deque()).append(place)
         steps.append(step)
     for place in in_turns(late, lambda key: purses[key[0]].turns(key[1])):
-        steps[place] = decide(*pairs[place], last=True)
+        step = decide(*pairs[place], last=True)
+        if isinstance(step, Copy):
+            step = replace(step, reason=f"{step.reason}; {_LATE}")
+        elif isinstance(step, _Waiting) and step.code == "budget":
+            step.reason += f"; {_LATE}"
+        steps[place] = step
     return [step for step in steps if step is not None]
 
 

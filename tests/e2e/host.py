@@ -110,6 +110,7 @@ class Host:
                 "UPDATE pulls SET settled = settled - :s, reserved = reserved - :s",
                 {"s": seconds},
             )
+            sql.execute("UPDATE filled SET at = at - :s", {"s": seconds})
 
     @contextmanager
     def sql(self) -> Iterator[sqlite3.Connection]:

@@ -121,6 +121,32 @@ def test_sync_gives_one_project_no_more_than_its_share_of_a_window(ci: Ci, box: 
     assert ci.host.sync().named("copy") == ["m:1"]
 
 
+def test_sync_gives_one_project_no_more_than_its_share_of_the_disk(ci: Ci, box: Sandbox) -> None:
+    names = [f"j{number}" for number in range(8)]
+    for name in names:
+        box.push(f"library/{name}", "1", size=100_000)
+    box.push("library/good", "1", size=100_000)
+    jobs = "".join(f"{name}: {{image: '{name}:1', script: [x]}}\n" for name in names)
+    project = ci.site.add_project("eve/app", jobs)
+    for name in names * 3:
+        ci.site.add_job(project, name)
+    ci.jobs("team/app", "good:1", 2)
+    registries = {"docker.io": {"endpoint": box.hub.url}}
+    ci.configure([], registries=registries, limits={"image_size": "110kB", "parallel": 1})
+    done = ci.host.sync()
+    late = [one for one in done.report["images"] if one["action"] == "defer"]
+    assert "good:1" in done.named("copy")
+    assert 3 <= len(late) <= 4
+    assert {one["code"] for one in late} == {"project-share"}
+    assert all("share of the mirror's disk" in one["reason"] for one in late)
+    # Their manifests are kept: a plan knows their size, and waiting costs no pull.
+    again = ci.host.sync()
+    assert again.gets == ()
+    assert len(again.named("defer")) == len(late)
+    ci.host.let_time_pass(6 * 3600 + 60)
+    assert len(ci.host.sync().named("copy")) == len(late)
+
+
 def test_sync_asks_for_few_of_the_names_that_one_project_floods_it_with(
     ci: Ci, box: Sandbox
 ) -> None:

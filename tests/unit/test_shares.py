@@ -98,7 +98,9 @@ def test_plan_of_a_site_of_one_group_spends_all_it_has() -> None:
     demand = junk_and_honest(TEAM, 40, 10, 0, ())
     found = planned(demand, pulls=20, share=5)
     assert len(copied(found)) == 20
-    assert {step.code for step in found.steps if isinstance(step, Defer)} == {"budget"}
+    waits = [step for step in found.steps if isinstance(step, Defer)]
+    assert {step.code for step in waits} == {"budget"}
+    assert all("its users have had their share" in step.reason for step in waits)
 
 
 def test_plan_copies_late_what_is_beyond_a_share() -> None:
