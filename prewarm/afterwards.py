@@ -142,7 +142,8 @@ def _tell(
         before = None  # a state that cannot be read is worth telling of
     if not due(about, before, now):
         return
-    deliver(json.dumps(body(event, ending, host_of(watch.settings))).encode())
+    notice = body(event, ending, host_of(watch.settings), chat=channel == "webhook")
+    deliver(json.dumps(notice).encode())
     log.info("told of %s by %s", event, channel)
     try:
         ledger.note_told(remembered(event, channel, about, before, now))

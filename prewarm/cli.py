@@ -7,6 +7,7 @@ The one place where a failure becomes text and an exit code. Heavy imports are i
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ import click
 from prewarm import __version__, streams
 from prewarm.errors import AlreadyRunningError, ConfigError, PrewarmError, UsageError, shortened
 from prewarm.home import home_folder
+from prewarm.words import printable_lines
 
 if TYPE_CHECKING:
     from prewarm.edges import Edges
@@ -652,15 +654,15 @@ def explain(options: Global, image: str, offline: bool, as_json: bool) -> int:
 @_global
 def check(options: Global, file: str | None) -> int:
     """Validate images.yml: every problem at once, each with its line and cure."""
-    from prewarm.words import counted
+    from prewarm.words import counted, printable
 
     try:
         settings = _load(file or options.config)
     except ConfigError as error:
-        click.echo("\n".join(problem.line for problem in error.problems))
+        click.echo("\n".join(printable(problem.line) for problem in error.problems))
         return error.exit_code
     for problem in settings.problems:
-        click.echo(problem.line)
+        click.echo(printable(problem.line))
     if settings.problems:
         return UsageError.exit_code
     click.echo(f"{file or settings.path}: good, {counted(len(settings.pins), 'pin')}")
@@ -981,9 +983,16 @@ def _cut_lines(record: logging.LogRecord) -> bool:
     return True
 
 
+class _TextFormatter(logging.Formatter):
+    """For people: no character of a message or a traceback can fool a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def _log_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter("%(message)s"))
+    handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter("%(message)s"))
     handler.addFilter(_cut_lines)
     log.handlers[:] = [handler]
     log.propagate = False
@@ -1062,7 +1071,9 @@ def _guarded(command: Callable[[], object]) -> int:
 def _tell_usage(error: click.ClickException) -> None:
     """Write what click refuses: with the usage for people, as one line to a log of JSON."""
     if not any(isinstance(handler.formatter, _JsonFormatter) for handler in log.handlers):
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable_lines(shown.getvalue()), nl=False, err=True)
         return
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context else "prewarm"

@@ -17,7 +17,7 @@ from prewarm.outcome import Outcome, Progress
 from prewarm.plan import Defer, action
 from prewarm.reference import parse
 from prewarm.report import Report, explained, platforms_of, sentence, to_json, when
-from prewarm.words import counted, duration_words, printable, size_words
+from prewarm.words import counted, duration_words, escaped_json, printable, size_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -51,7 +51,7 @@ _EIGHTHS: Final = ("", *map(chr, range(0x258F, 0x2588, -1)))
 
 
 def show_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(escaped_json(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def show_report(report: Report, *, as_json: bool, verbose: bool) -> None:

@@ -6,6 +6,7 @@ daemon that tries again every few minutes pages nobody every few minutes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from prewarm.errors import Problem
 from prewarm.ledger import Told
 from prewarm.plan import Defer
 from prewarm.report import Report, budget_json, iso, problem_json, sentence, summary
+from prewarm.words import printable
 
 AGAIN: Final = 86400.0
 """Seconds after which an event that lasts is told again."""
@@ -106,8 +108,9 @@ def remembered(
     return Told(event, channel, about | told.about if told is not None and lasts else about, now)
 
 
-def body(event: str, ending: Ending, host: str) -> dict[str, Any]:
-    """Return the JSON of a notice. `text` is what chat programs show."""
+def body(event: str, ending: Ending, host: str, *, chat: bool = False) -> dict[str, Any]:
+    """Return the JSON of a notice. `text` is for people; with `chat` a chat program shows it."""
+    text = printable(f"prewarm on {host}: {event}: {_said(event, ending)}")
     return {
         "version": 1,
         "event": event,
@@ -116,11 +119,23 @@ def body(event: str, ending: Ending, host: str) -> dict[str, Any]:
         "exit": ending.exit_code,
         "started": iso(ending.started),
         "finished": iso(ending.finished),
-        "text": f"prewarm on {host}: {event}: {_said(event, ending)}",
+        "text": _plain(text) if chat else text,
         "summary": dict(ending.summary),
         "problems": [problem_json(problem) for problem in ending.problems],
         "budgets": dict(ending.budgets),
     }
+
+
+def _plain(text: str) -> str:
+    """Return a text in which a chat program finds no mention and no link with a label.
+
+    Texts hold words of CI's authors: names of images and media types. `&`, `<` and `>` are escaped
+    as Slack and Mattermost ask for; the at sign of `@channel` is written out, that of a digest
+    stays; and a Markdown link falls apart.
+    """
+    for letter, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(letter, entity)
+    return re.sub(r"(?<![A-Za-z0-9])@(?=\w)", "(at)", text).replace("](", "] (")
 
 
 def _said(event: str, ending: Ending) -> str:

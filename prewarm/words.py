@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Final
 
+_UNUSUAL: Final = re.compile(r"[^ -~\n\t]+")
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
@@ -12,6 +15,26 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """Return the text without control characters but line breaks and tabs."""
+    return _UNUSUAL.sub(lambda found: printable(found[0]), text)
+
+
+def escaped_json(text: str) -> str:
+    """Return JSON that a terminal shows as it is: control, bidi and separator characters escaped.
+
+    They stand in strings alone, so it means the same.
+    """
+    return _UNUSUAL.sub(lambda found: "".join(map(_escaped, found[0])), text)
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    # json escapes no DEL (U+007F).
+    return json.dumps(letter)[1:-1] if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
 
 
 def counted(number: int, noun: str) -> str:

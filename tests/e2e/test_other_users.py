@@ -109,3 +109,13 @@ def test_doctor_warns_of_a_configuration_that_another_user_can_change(host: Host
     host.config.chmod(0o666)
     finished = host.run("doctor")
     assert f"{host.config}: every user may write to it" in " ".join(finished.stdout.split())
+
+
+@pytest.mark.parametrize("args", [["explain"], ["sync"], ["check"], ["report", "--html=x"]])
+def test_argument_is_never_shown_raw(host: Host, args: list[str]) -> None:
+    host.configure(["app:1"])
+    for argument in ("a\u009b31m\u202e\u2028b", "--a\u009b31m\u202e\u2028b"):
+        finished = host.run(*args, argument)
+        assert finished.returncode == 2
+        for line in finished.stderr.split("\n"):
+            assert line.isprintable(), line

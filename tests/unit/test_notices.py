@@ -134,3 +134,18 @@ def test_body_of_a_bug_shows_nothing_that_it_said() -> None:
     assert told["run"] is None
     assert "ValueError" in told["text"]
     assert "secret" not in json.dumps(told)
+
+
+def test_body_for_a_chat_holds_no_markup_of_a_ci_author() -> None:
+    hostile = (
+        "<!channel> <https://evil.example|status> @here (@all) [x](https://evil.example) &\u202e "
+        "app@sha256:ab"
+    )
+    told = ending(1, Problem("error", "not-found", "team/app", hostile, "look"))
+    text = body("failure", told, "ci", chat=True)["text"]
+    assert "&lt;!channel&gt; &lt;https://evil.example|status&gt; (at)here ((at)all)" in text
+    assert "[x] (https://evil.example) &amp;\N{REPLACEMENT CHARACTER} app@sha256:ab" in text
+    # A command is told as it is, but for what fools a terminal.
+    text = body("failure", told, "ci")["text"]
+    assert "<!channel>" in text
+    assert text.isprintable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prewarm.schema import parse_duration
-from prewarm.words import duration_words, size_words, url_words
+from prewarm.words import (
+    duration_words,
+    escaped_json,
+    printable_lines,
+    size_words,
+    url_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +98,20 @@ def test_url_words_hold_no_secret_and_no_control_character(url: str, words: str)
 )
 def test_url_words_without_the_path_hold_the_host_alone(url: str, words: str) -> None:
     assert url_words(url, path=False) == words
+
+
+HOSTILE = "a\x1b[31m\x7f\x9b1m\u202e\u2028\u2029\u200b\ufeff\u00ad\U000e0001\N{GRINNING FACE}é"
+
+
+def test_escaped_json_means_the_same_and_shows_as_it_is() -> None:
+    document = {HOSTILE: [HOSTILE, 1, None]}
+    text = escaped_json(json.dumps(document, indent=2, ensure_ascii=False))
+    assert json.loads(text) == document
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "é" in text
+
+
+def test_printable_lines_keep_only_line_breaks_and_tabs() -> None:
+    text = printable_lines(f"\tone\n{HOSTILE}\r\n")
+    assert text.startswith("\tone\na\N{REPLACEMENT CHARACTER}[31m")
+    assert all(letter.isprintable() or letter in "\t\n" for letter in text)
