@@ -139,6 +139,8 @@ _MIRROR: Final = (
         _LOG,
     ),
 )
+_MAY_PASS: Final = frozenset(rule.code for rule in _MIRROR if rule.passing)
+"""Failures of a mirror that may be gone at a second try."""
 _SOURCE: Final = (
     _Rule(
         r"[Dd]igest did not match|does not match (?:provided manifest digest|expected sha256)",
@@ -229,8 +231,8 @@ def cause_of(
     side: Side = "mirror" if writing else "source"
     uploading = writing and _UPLOAD.search(nameless) is not None
     reached = "pinging container registry" not in nameless
-    if mirror is not None:
-        return Cause(mirror, "mirror", mirror.code != "mirror-unauthorized", uploading, reached)
+    if mirror is not None and _READING.search(nameless) is None:
+        return Cause(mirror, "mirror", mirror.code in _MAY_PASS, uploading, reached)
     for rule in _MIRROR if writing else _SOURCE:
         if found := re.search(rule.pattern, nameless):
             told = {"request": _request(nameless), **found.groupdict()}

@@ -167,6 +167,22 @@ def test_cause_of_a_refusal_that_the_mirror_is_known_to_have_sent_is_that() -> N
     own = RegistryError("mirror-full", f"{WHERE}: has no space left", "free some")
     found = cause_of(fatal(f"{WRITING} {STATUS} 500 Internal Server Error"), WHERE, mirror=own)
     assert (found.error, found.side, found.uploading) == (own, "mirror", True)
+    # Where skopeo failed to read the image all the same, it is the image's.
+    told = fatal(f'{SOURCE} unsupported docker v2s2 media type: "x"')
+    found = cause_of(told, WHERE, mirror=own)
+    assert (found.error.code, found.side) == ("unsupported-manifest", "source")
+
+
+@pytest.mark.parametrize(
+    ("code", "passing"),
+    [("mirror-server-error", True), ("mirror-reset", True), ("mirror-bad-upload", True)]
+    + [(f"mirror-{code}", False) for code in ("unauthorized", "denied", "read-only", "tls")],
+)
+def test_cause_of_a_refusal_that_is_known_says_whether_it_may_pass(
+    code: str, passing: bool
+) -> None:
+    own = RegistryError(code, f"{WHERE}: it failed", "look")
+    assert cause_of(fatal(f"{WRITING} x"), WHERE, mirror=own).passing is passing
 
 
 @pytest.mark.parametrize("stderr", ["", "\n\n", 'time="x" level=debug msg="unauthorized"\n'])
