@@ -75,7 +75,9 @@ def finish(ledger: Ledger, window: Window, **actions: tuple[str, str]) -> None:
 def test_record_of_a_used_image_holds_its_days(ledger: Ledger) -> None:
     use(ledger, "app:1")
     assert record(ledger) == {
-        "docker.io/library/app:1": Recorded("docker.io/library/app:1", (DayUses(TODAY - 1, 1, 3),))
+        "docker.io/library/app:1": Recorded(
+            "docker.io/library/app:1", (DayUses(TODAY - 1, 1, 3),), payers=("team/app",)
+        )
     }
 
 
