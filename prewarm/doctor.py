@@ -44,7 +44,7 @@ from prewarm.redirects import File, read_files
 from prewarm.reference import Reference, parse
 from prewarm.registry import Registry
 from prewarm.settings import DOCKER_HUB, Gitlab, Mirror, Settings, Upstream
-from prewarm.state import Shared, StatePlace, check_owner, place_of, site_here
+from prewarm.state import MirrorLock, Shared, StatePlace, check_owner, place_of, site_here
 from prewarm.survey import is_cache, platform_problems, wrong_mode
 from prewarm.usage import UsedImage
 from prewarm.words import counted, duration_words, size_words
@@ -372,6 +372,13 @@ def _check_server(place: Place, state: Shared, skews: Skews) -> Checks:
 
 
 def _check_state(place: Place, skews: Skews) -> Checks:
+    locks = (MirrorLock(one.url) for one in place.settings.mirrors if one.role == "target")
+    held = [error for lock in locks if (error := lock.intruder()) is not None]
+    failed = (Check("state", "failed", error.text, error.cure) for error in held)
+    return (*failed, *_check_place(place, skews))
+
+
+def _check_place(place: Place, skews: Skews) -> Checks:
     path = place.state()
     if isinstance(path, Shared):
         return _check_server(place, path, skews)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from prewarm.budget import Moment
-from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
 from prewarm.ownership import ForeignLinkError, entry_of, is_ours, user_name
 from prewarm.settings import Settings
 from prewarm.site import Site, canonical, site_of
@@ -259,8 +259,9 @@ class StateLock:
 class MirrorLock:
     """The lock of a mirror, for the whole host whatever the state: a bound abstract unix socket.
 
-    It has no file, so that users who share nothing but the mirror exclude each other; it is seen
-    within one network namespace.
+    It has no file, so that states that share nothing but the mirror exclude each other; it is seen
+    within one network namespace. Any user could bind it: a holder who is neither this user nor root
+    is an error, not another sync to wait for.
     """
 
     def __init__(self, url: str) -> None:
@@ -268,15 +269,18 @@ class MirrorLock:
         name = hashlib.sha256(canonical(url).encode()).hexdigest()
         self._address = f"\0prewarm:{name}"
         self._socket: socket.socket | None = None
+        self._known = False
 
     def try_acquire(self, since: float) -> bool:  # noqa: ARG002 - a socket cannot tell it
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             bound.bind(self._address)
-            bound.listen()
+            # Who asks for the holder is never accepted, and counts until this sync ends.
+            bound.listen(4096)
         except OSError as error:
             bound.close()
             if error.errno == errno.EADDRINUSE:
+                self._refuse_intruder()
                 return False
             raise
         self._socket = bound
@@ -289,6 +293,41 @@ class MirrorLock:
 
     def holder(self) -> str:
         text = f"mirror {self._url} is held by another prewarm"
+        peer = self._peer()
+        return f"{text}, process {peer[0]}" if peer and peer[0] else text
+
+    def intruder(self) -> PrewarmError | None:
+        """Return the error that another user holds the lock; None where nobody does, or a sync."""
+        peer = self._peer()
+        if peer is not None:
+            if is_ours(peer[1]):
+                return None
+            by = f"{user_name(peer[1])} (uid {peer[1]}, process {peer[0]})"
+        elif f"@{self._address[1:]}\n" in Path("/proc/self/net/unix").read_text("utf-8", "replace"):
+            by = "a program that is not prewarm"
+        else:
+            return None
+        return PrewarmError(
+            "lock-owner",
+            f"the lock of mirror {self._url} is held by {by}",
+            "end that program; if it is a sync, run all syncs of one mirror as one user",
+        )
+
+    def _refuse_intruder(self) -> None:
+        """Raise where another user holds the lock; a sync that binds it now is given a second."""
+        if self._known:
+            return
+        for left in range(19, -1, -1):
+            error = self.intruder()
+            if error is None:
+                self._known = True
+                return
+            if not left:
+                raise error
+            time.sleep(0.05)
+
+    def _peer(self) -> tuple[int, int] | None:
+        """Return process and user of the holder; None where nobody listens."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.setblocking(False)
             try:
@@ -296,9 +335,9 @@ class MirrorLock:
                 size = struct.calcsize("3i")
                 peer = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
             except OSError:
-                return text
-        pid = int(struct.unpack("3i", peer)[0])
-        return f"{text}, process {pid}" if pid else text
+                return None
+        process, user, _ = struct.unpack("iIi", peer)
+        return process, user
 
 
 def locks_for(state: Path | None, mirrors: Iterable[str]) -> tuple[Lock, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from prewarm.site import canonical
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
 from tests.support.process import run_prewarm
-from tests.support.stranger import UID, needs_root
+from tests.support.stranger import UID, needs_root, stranger
 
 
 @pytest.fixture
@@ -119,3 +121,20 @@ def test_argument_is_never_shown_raw(host: Host, args: list[str]) -> None:
         assert finished.returncode == 2
         for line in finished.stderr.split("\n"):
             assert line.isprintable(), line
+
+
+@needs_root
+def test_lock_that_another_user_holds_fails_a_sync_and_doctor(host: Host, box: Sandbox) -> None:
+    box.push("library/app", "1", single=True)
+    host.configure(["app:1"])
+    name = hashlib.sha256(canonical(box.taps[0].url).encode()).hexdigest()
+    code = "held = socket.socket(socket.AF_UNIX); held.bind(chr(0) + sys.argv[1]); held.listen()\n"
+    with stranger(f"{code}print('bound', flush=True)\ntime.sleep(60)", f"prewarm:{name}"):
+        for args in (["sync"], ["verify", "--repair"]):
+            finished = host.run(*args)
+            assert finished.returncode == 1
+            assert "is held by nobody (uid 65534, process " in finished.stderr
+        finished = host.run("doctor")
+        assert finished.returncode == 1
+        assert "is held by nobody" in " ".join(finished.stdout.split())
+    assert host.sync().summary["copied"] == 1

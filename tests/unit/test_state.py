@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from prewarm.budget import Moment
-from prewarm.errors import AlreadyRunningError, UsageError
+from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
 from prewarm.site import canonical
 from prewarm.state import (
     Lock,
@@ -29,10 +29,13 @@ from prewarm.state import (
     place_of,
     prepare,
 )
+from tests.support.stranger import needs_root, stranger
 
 HOME = Path("/home/me")
+
 SYSTEM = Path("/etc/prewarm/images.yml")
 NOW = Moment(1_700_000_000.0, "boot", 5.0)
+
 ME = os.geteuid()
 OTHER = ME + 4242
 
@@ -366,3 +369,34 @@ def test_lock_file_of_another_user_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs to nobody") as caught:
         StateLock(tmp_path / "prewarm.db").try_acquire(0.0)
     assert caught.value.code == "state-owner"
+
+
+SQUAT = """
+held = socket.socket(socket.AF_UNIX)
+held.bind(chr(0) + sys.argv[1])
+if sys.argv[2] == "listening":
+    held.listen()
+print("bound", flush=True)
+time.sleep(60)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("how", "holder"), [("listening", r"nobody \(uid 65534, process "), ("silent", "not prewarm")]
+)
+def test_mirror_lock_that_another_user_holds_is_an_error(
+    tmp_path: Path, how: str, holder: str
+) -> None:
+    url = f"http://m{tmp_path}"
+    lock = MirrorLock(url)
+    assert lock.intruder() is None
+    with (
+        stranger(SQUAT, lock._address[1:], how),
+        pytest.raises(PrewarmError, match=holder) as caught,
+        exclusive(locks_for(None, [url]), NOW),
+    ):
+        pass
+    assert (caught.value.code, caught.value.exit_code) == ("lock-owner", 1)
+    with exclusive([lock], NOW):
+        assert MirrorLock(url).intruder() is None
