@@ -44,7 +44,17 @@ _BUSY: Final = 60.0
 """Seconds after which a lock that another sync holds is tried again; that costs next to nothing."""
 _RETRY_MOST: Final = 3600.0
 _DOWN: Final = frozenset(
-    {"unreachable", "timeout", "reset", "proxy", "server-error", "rate-limit", "error"}
+    {
+        "unreachable",
+        "timeout",
+        "too-slow",
+        "slow",
+        "reset",
+        "proxy",
+        "server-error",
+        "rate-limit",
+        "error",
+    }
 )
 """Failures of a server that may be over soon, whichever server it is."""
 _WINDOWED: Final = frozenset({"budget", "project-share"})

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from prewarm import copying
 from prewarm.config import load
 from prewarm.registryunits import registry
+from prewarm.schema import parse_duration
+from prewarm.settings import Limits
 from tests.support.units import UNITS, assert_units_are_valid, read_unit
 
 SYNC, RUN, REGISTRY = "prewarm.service", "prewarm-run.service", "prewarm-registry.service"
@@ -61,11 +64,18 @@ def test_exposure_is_at_most_one_and_a_half(name: str) -> None:
 def test_daemon_is_shut_in_as_the_oneshot_is() -> None:
     """They do the same work; only what starts and ends them differs."""
     differing = {"ExecStart", "Type", "SuccessExitStatus", "ExecReload", "WatchdogSec", "Restart"}
-    differing |= {"RestartSec", "RestartPreventExitStatus", "WantedBy"}
+    differing |= {"RestartSec", "RestartPreventExitStatus", "WantedBy", "TimeoutStartSec"}
     sync, run = keys(SYNC), keys(RUN)
     assert {key: sync[key] for key in sync.keys() - differing} == {
         key: run[key] for key in run.keys() - differing
     }
+
+
+def test_sync_that_does_not_end_by_itself_is_ended_by_systemd_and_no_other() -> None:
+    limits = Limits()
+    longest = limits.run_time + copying._BASE_TIMEOUT + limits.image_size / copying._SLOWEST
+    (allowed,) = keys(SYNC)["TimeoutStartSec"]
+    assert longest < parse_duration(allowed) < 24 * 3600
 
 
 def test_registry_is_the_writer_that_client_config_prints(printed: dict[str, str]) -> None:
