@@ -895,7 +895,7 @@ def _copying(
     with (
         open_edges(settings, os.environ) as edges,
         _cut_off(edges),
-        open_tools(edges, folder, os.environ, home_folder(os.environ)) as tools,
+        open_tools(folder, os.environ, home_folder(os.environ)) as tools,
     ):
         yield Session(settings, edges, ledger, clock.now, use_reserve, _stopping, _ended), tools
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from prewarm import skopeo
 from prewarm.budget import Window
-from prewarm.causes import Cause, cause_of, last_words, panic
+from prewarm.causes import Cause, cause_of, last_words
 from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.filling import Filling
 from prewarm.gate import BlobSource, Gate, Offer
@@ -44,6 +44,7 @@ from prewarm.plan import LATER, Copy, Defer, Fail, Plan, Skip, Step, Tag
 from prewarm.platforms import ALL, Platform, normalise, well_formed
 from prewarm.policy import Policy
 from prewarm.purchase import EndedError, Purchasing, too_many
+from prewarm.relay import Relay
 from prewarm.settings import Limits, Mirror
 from prewarm.warming import Warming
 from prewarm.words import duration_words, size_words
@@ -56,8 +57,6 @@ STALLED = 300.0
 _SLOWEST: Final = 500_000
 """Bytes per second: a copy that is slower on the whole is given up."""
 _BASE_TIMEOUT: Final = 600.0
-_WRITING: Final = 3.0
-"""Seconds that a mirror may take to have a blob of which it got the last byte."""
 _ODD: Final = Platform("unknown", "unknown")
 """Of a config whose words are none that a platform has."""
 _TRIES: Final = 2
@@ -74,8 +73,6 @@ class Tools:
 
     program: str
     environment: Mapping[str, str]
-    destinations: Mapping[str, skopeo.Destination]
-    """By the mirror's URL."""
     policy: Policy
 
 
@@ -101,8 +98,6 @@ class Carrier:
     """Configs that are for a wanted platform."""
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._renewed = False
         self._turns: dict[str, Turns] = {}
         self._moving = Moving(self.stop)
         mirrors = [site.settings for site in self.observer.mirrors]
@@ -453,33 +448,33 @@ class Carrier:
             now = self.observer.clock().wall
             self.ledger.note_pushed(site.url, repository, (copied.digest,), now)
         for last in (number == _TRIES for number in range(1, _TRIES + 1)):
-            arrived = partial(self._moving.arrived, site.url, repository=repository, settled=False)
-            offer = Offer(copied, sources, self.progress.moved, arrived, image.known)
+            arrived = partial(self._moving.arrived, site.url, repository=repository)
+            relay = Relay(site.registry, repository, copied, arrived)
+            offer = Offer(copied, sources, self.progress.moved, relay, image.known)
             pace = _Pace(offer)
-            result = self._run(image, site, offer, pace)
+            result = self._run(image, offer, pace)
             if result.returncode == 0:
                 site.connects.ended()
                 if copied is not manifest:
                     self._put_in_place(site, repository, copied, manifest)
                 return
             if result.stopped and (held_up := self._held_up(image)) is not None:
-                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+                relay.cancel()
                 raise EndedError(held_up)
             if pace.gave_up and offer.failure is None:
-                site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+                relay.cancel()
                 raise self._blamed(site, pace.error(f"{site.url}/{repository}"))
             cause = cause_of(
                 result.stderr,
                 f"{site.url}/{repository}",
                 login=site.registry.login_cure,
                 source=offer.failure,
+                mirror=relay.failure,
             )
             log.debug("skopeo: %s", last_words(result.stderr))
-            if (crash := panic(result.stderr)) is not None:
-                self._renew_cache(crash)
             error = self._judged(site, repository, cause)
             # After the proof: of a full disk they take the last bytes.
-            site.registry.cancel_uploads(skopeo.open_uploads(result.stderr))
+            relay.cancel()
             if last or not cause.passing or error is not cause.error:
                 raise error
             if error.code == "bad-digest" and len(sources) > 1:
@@ -511,38 +506,30 @@ class Carrier:
                 site.registry.delete_manifest(repository, copied.digest)
                 self.ledger.forget_pushed(site.url, repository, (copied.digest,))
 
-    def _run(self, image: Image, site: MirrorSite, offer: Offer, pace: _Pace) -> skopeo.Result:
-        """Run skopeo for one manifest, from the gate to a mirror."""
+    def _run(self, image: Image, offer: Offer, pace: _Pace) -> skopeo.Result:
+        """Run skopeo for one manifest, from the gate to the gate."""
         assert isinstance(self.tools, Tools)
         timeout = _BASE_TIMEOUT + offer.manifest.blob_bytes / _SLOWEST
-        destination = self.tools.destinations[site.url]
         source = self.gate.offer(offer)
         command = skopeo.copy_command(
             self.tools.program,
             source,
             self.authfile,
-            destination,
-            image.holdings[site.url].repository,
             offer.manifest.digest,
             timeout,
         )
-        descriptors = (self.authfile, destination.authfile)
         try:
             return skopeo.run(
-                command, self.tools.environment, timeout, self.stop, descriptors, pace.is_too_slow
+                command,
+                self.tools.environment,
+                timeout,
+                self.stop,
+                (self.authfile,),
+                pace.is_too_slow,
             )
         finally:
             self.gate.withdraw(source)
             image.moved += offer.sent
-
-    def _renew_cache(self, crash: str) -> None:
-        """Have skopeo begin a new cache of blobs, once in a run: a damaged one makes it crash."""
-        assert isinstance(self.tools, Tools)
-        with self._lock:
-            if not self._renewed:
-                self._renewed = True
-                aside = skopeo.set_cache_aside(self.tools.environment)
-                log.warning("skopeo crashed: %s; its blob cache is now %s", crash, aside)
 
     def _judged(self, site: MirrorSite, repository: str, cause: Cause) -> PrewarmError:
         """Return what a failed copy means, after the mirror had to prove that it works."""
@@ -593,10 +580,8 @@ class Carrier:
                 if landing is None or self._moving.placed(site.url, repository, digest):
                     continue
                 try:
-                    ready = landing.settled or self._written(site, landing.repository, digest)
-                    if ready and (
-                        landing.repository == repository
-                        or site.registry.mount_blob(repository, digest, landing.repository)
+                    if landing == repository or site.registry.mount_blob(
+                        repository, digest, landing
                     ):
                         self._moving.place(site.url, repository, digest)
                         continue
@@ -604,14 +589,6 @@ class Carrier:
                     return True
             self._moving.gone(site.url, digest)
             return False
-        return True
-
-    def _written(self, site: MirrorSite, repository: str, digest: str) -> bool:
-        """Wait a moment for a blob whose last bytes were just handed on."""
-        deadline = time.monotonic() + _WRITING
-        while site.registry.blob_size(repository, digest) is None:
-            if time.monotonic() > deadline or self.stop.wait(0.05):
-                return False
         return True
 
     def _remember_blobs(self, lost: Container[tuple[str, str]]) -> None:
@@ -631,9 +608,7 @@ class Carrier:
                         continue
                     manifest = self.ledger.manifest(digest)
                     for blob in manifest.blobs if manifest else ():
-                        self._moving.arrived(
-                            written.mirror, blob.digest, written.repository, settled=True
-                        )
+                        self._moving.arrived(written.mirror, blob.digest, written.repository)
 
     def _sources(
         self, image: Image, digest: str, to: MirrorSite | None = None

@@ -321,7 +321,7 @@ def _check_redirects(place: Place) -> Checks:
 def redirected(files: Sequence[File], settings: Settings) -> Checks:
     """Return what registries.conf does to skopeo: to prewarm's own, and to one started by hand.
 
-    prewarm reads upstreams through its gate, so a redirect is a warning: skopeo and podman on this
+    prewarm reads and writes through its gate, so a redirect is a warning: skopeo and podman on this
     host do not show what upstream has.
     """
     mirrors = {urlsplit(mirror.url).netloc.lower() for mirror in settings.mirrors}
@@ -331,14 +331,11 @@ def redirected(files: Sequence[File], settings: Settings) -> Checks:
             state: State = "failed" if file.system else "warning"
             text, cure = f"{file.path} {file.broken}", "correct it: skopeo starts no copy with it"
             found.append(Check("registries.conf", state, text, cure))
-        for entry in file.entries:
-            blocked = sorted(filter(entry.concerns, mirrors)) if entry.blocked else []
-            if blocked and file.system:
-                text = f"{file.path} blocks the mirror {', '.join(blocked)}: skopeo cannot write it"
-                cure = f"take blocked = true for {entry.prefix} out of it"
-                found.append(Check("registries.conf", "failed", text, cure))
-            if entry.targets and any(entry.concerns(one.name) for one in settings.registries):
-                found.append(_redirect(file, entry.prefix, entry.targets, mirrors))
+        found += [
+            _redirect(file, entry.prefix, entry.targets, mirrors)
+            for entry in file.entries
+            if entry.targets and any(entry.concerns(one.name) for one in settings.registries)
+        ]
     if found:
         return tuple(found)
     return (Check("registries.conf", "ok", "no registries.conf redirects an upstream"),)

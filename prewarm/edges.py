@@ -5,7 +5,6 @@ Built here from the settings, once, and handed down; nothing below looks for the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from urllib.parse import urlsplit
 
 from prewarm import skopeo
 from prewarm.copying import Tools
-from prewarm.credentials import AuthConfig, authfile_in_memory
+from prewarm.credentials import AuthConfig
 from prewarm.credentials import load as load_credentials
-from prewarm.errors import Failure, PrewarmError, Problem, RegistryError
+from prewarm.errors import PrewarmError, Problem, RegistryError
 from prewarm.login import Login
 from prewarm.observe import MirrorSite, UpstreamSite
 from prewarm.policy import read_policy
@@ -28,7 +27,7 @@ from prewarm.refusals import login_cure
 from prewarm.registry import RETRY_FOR, Registry
 from prewarm.settings import Mirror, Settings, Upstream
 from prewarm.transport import CONNECT_TIMEOUT, READ_TIMEOUT
-from prewarm.workspace import cache_folder, private_folder
+from prewarm.workspace import private_folder
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _mirror_client(
 
 @contextmanager
 def open_tools(
-    edges: Edges, folder: Path, environ: Mapping[str, str], home: Path | None
+    folder: Path, environ: Mapping[str, str], home: Path | None
 ) -> Iterator[Tools | PrewarmError]:
     """Find skopeo and make its private folder; the error where it cannot be used.
 
@@ -189,43 +188,7 @@ def open_tools(
         try:
             program = skopeo.find(environ)
             policy = read_policy(home)
-            destinations = {
-                site.url: _destination(site, number, private, edges.auth, stack)
-                for number, site in enumerate(edges.mirrors)
-            }
         except PrewarmError as error:
             yield error
             return
-        environment = skopeo.child_environment(environ, private, cache_folder(folder, private))
-        yield Tools(program, environment, destinations, policy)
-
-
-def _destination(
-    site: MirrorSite, number: int, private: Path, auth: AuthConfig, stack: ExitStack
-) -> skopeo.Destination:
-    """Tell skopeo of a mirror: its own credentials alone, in an authfile of its own."""
-    parts = urlsplit(site.url)
-    try:
-        login = auth.login(parts.netloc, "")
-    except RegistryError as error:
-        site.failure = Failure(error.code, error.text, error.cure)
-        login = None
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        # skopeo would send it in the clear to whoever asks for it.
-        login = None
-    authfile = authfile_in_memory({parts.netloc: login} if login else {})
-    stack.callback(os.close, authfile)
-    certs = None
-    if site.settings.ca is not None:
-        certs = private / f"certs-{number}"
-        certs.mkdir(mode=0o700)
-        try:
-            (certs / "ca.crt").write_bytes(site.settings.ca.read_bytes())
-        except OSError as error:
-            site.failure = Failure(
-                "mirror-tls",
-                f"{site.url}: ca {site.settings.ca} cannot be read: {error.strerror}",
-                "correct ca: of the mirror",
-            )
-    host = (parts.netloc + parts.path).rstrip("/")
-    return skopeo.Destination(host, parts.scheme == "http", certs, authfile)
+        yield Tools(program, skopeo.child_environment(environ, private), policy)

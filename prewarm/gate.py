@@ -26,6 +26,7 @@ from prewarm.errors import RegistryError
 from prewarm.login import Login
 from prewarm.loopback import PATIENCE, LoopbackServer
 from prewarm.manifest import Manifest
+from prewarm.relay import BrokenBodyError, Relay, Reply
 
 log = logging.getLogger("prewarm")
 
@@ -56,8 +57,8 @@ class Offer:
     sources: Sequence[tuple[BlobSource, str]]
     """Registries with the repository there."""
     on_bytes: Callable[[int], None]
-    on_blob: Callable[[str], None] = lambda digest: None  # noqa: ARG005
-    """Told the digest of each blob of which all bytes were handed on."""
+    relay: Relay | None = None
+    """Where skopeo may write it to."""
     known: Mapping[str, bytes] = field(default_factory=dict)
     """Blobs that were read before, by digest."""
     sent: int = 0
@@ -117,7 +118,10 @@ class Gate:
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     def offer(self, offer: Offer) -> str:
-        """Answer the offer's manifest and blobs from now on; return its repository on the gate."""
+        """Answer the offer's manifest and blobs from now on; return its repository on the gate.
+
+        Below that, as `to`, is the repository that the offer's relay writes to.
+        """
         with self._lock:
             self._numbers += 1
             name = f"n{self._numbers}"
@@ -159,26 +163,84 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_POST(self) -> None:
+        self._relay()
+
+    def do_PATCH(self) -> None:
+        self._relay()
+
+    def do_PUT(self) -> None:
+        self._relay()
+
+    def do_DELETE(self) -> None:
+        self._relay()
+
+    def _relay(self) -> None:
+        """Answer what only the other side of an offer can be asked: see `relay`."""
+        if (found := self._known()) is not None:
+            self._pass_to_mirror(*found)
+
+    def _pass_to_mirror(self, offer: Offer, rest: str) -> None:
+        side, _, below = rest.partition("/")
+        path, _, query = below.partition("?")
+        length = self.headers.get("Content-Length", "")
+        size = int(length) if length.isascii() and length.isdigit() else 0
+        if offer.relay is None or side != "to" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            return self._send(Reply(404))
+        try:
+            reply = offer.relay.answer(self.command, path, query, self.rfile, size)
+        except BrokenBodyError:
+            self.close_connection = True
+            return None
+        # What is left of a body that was not read would be taken for the next request.
+        self.close_connection = self.close_connection or (reply.status >= 400 and size > 0)
+        return self._send(reply)
+
+    def _send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        headers = {"Content-Length": "0", **reply.headers}
+        if "Location" in headers:
+            name = self.path.split("/")[2]
+            headers["Location"] = f"/v2/{name}/to/{headers['Location']}"
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+
     def _answer(self, *, body: bool) -> None:
-        given = self.headers.get("Authorization", "")
-        if not secrets.compare_digest(given.encode(), self.expected.encode()):
-            return self._reply(401, "text/plain", b"", body=body)
-        self.server.prove(self.connection)
-        # skopeo reads no faster than its mirror takes.
-        self.connection.settimeout(None)
-        if self.path == "/v2/":
-            return self._reply(200, "application/json", b"{}", body=body)
-        name, _, rest = self.path.removeprefix("/v2/").partition("/")
+        if (found := self._known(body=body)) is None:
+            return None
+        offer, rest = found
         kind, _, digest = rest.partition("/")
-        offer = self.offers.get(name)
-        if offer is None:
-            return self._reply(404, "text/plain", b"", body=body)
+        if kind == "to" and not body:
+            return self._pass_to_mirror(offer, rest)
         if kind == "manifests" and digest == offer.manifest.digest:
             manifest = offer.manifest
             return self._reply(200, manifest.media_type, manifest.content, body=body)
         if kind == "blobs" and digest in offer.sizes:
             return self._blob(offer, digest, body=body)
         return self._reply(404, "text/plain", b"", body=body)
+
+    def _known(self, *, body: bool = True) -> tuple[Offer, str] | None:
+        """Return the offer that is asked for and the rest of the path; else answer, and None."""
+        given = self.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), self.expected.encode()):
+            self.close_connection = self.close_connection or self.command not in {"GET", "HEAD"}
+            self._reply(401, "text/plain", b"", body=body)
+            return None
+        self.server.prove(self.connection)
+        # skopeo reads no faster than its mirror takes.
+        self.connection.settimeout(None)
+        if self.path == "/v2/":
+            self._reply(200, "application/json", b"{}", body=body)
+            return None
+        name, _, rest = self.path.removeprefix("/v2/").partition("/")
+        offer = self.offers.get(name)
+        if offer is None:
+            self.close_connection = self.close_connection or self.command not in {"GET", "HEAD"}
+            self._reply(404, "text/plain", b"", body=body)
+            return None
+        return offer, rest
 
     def _reply(self, status: int, media_type: str, content: bytes, *, body: bool) -> None:
         self.send_response(status)
@@ -209,7 +271,6 @@ class _Handler(BaseHTTPRequestHandler):
                 sent = self._pass_on(offer, stream, sent, size)
                 if sent >= size:
                     offer.failures.pop(digest, None)
-                    offer.on_blob(digest)
                     return None
                 offer.failures[digest] = RegistryError(
                     "reset", f"blob {digest} ended after {sent} of {size} bytes", "run again"

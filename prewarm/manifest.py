@@ -19,6 +19,8 @@ OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 
 INDEXES: Final = frozenset({DOCKER_LIST, OCI_INDEX})
+MANIFEST_LIMIT: Final = 4 * 2**20
+"""Bytes of a manifest: the limit of registry:2 and of skopeo."""
 ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
 """All four media types: registry:2 answers others with a conversion that has another digest."""
 

@@ -96,14 +96,6 @@ class Slots(Generic[_Item]):
         self._running[registry] -= 1
 
 
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """A blob on a mirror: in which repository, and whether its copy is over."""
-
-    repository: str
-    settled: bool
-
-
 class Moving:
     """Blobs on their way to a mirror: a copy that lacks one of them waits until it has come.
 
@@ -114,7 +106,7 @@ class Moving:
         self._stop = stop
         self._changed = threading.Condition()
         self._busy: set[tuple[str, str]] = set()
-        self._there: dict[tuple[str, str], Landing] = {}
+        self._there: dict[tuple[str, str], str] = {}
         self._placed: dict[tuple[str, str], set[str]] = {}
         self._placing: dict[tuple[str, str], threading.Lock] = {}
 
@@ -143,16 +135,15 @@ class Moving:
                 self._busy -= mine
                 for blob in moved:
                     self._placed.setdefault(blob, set()).add(repository)
-                    self._there[blob] = Landing(repository, settled=True)
+                    self._there[blob] = repository
                 self._changed.notify_all()
 
-    def arrived(self, mirror: str, digest: str, repository: str, *, settled: bool) -> None:
-        """Note that a mirror got all of a blob; not `settled`: it may still be writing it."""
+    def arrived(self, mirror: str, digest: str, repository: str) -> None:
+        """Note that a repository of a mirror has stored a blob."""
         with self._changed:
             self._busy.discard((mirror, digest))
-            self._there.setdefault((mirror, digest), Landing(repository, settled))
-            if settled:
-                self._placed.setdefault((mirror, digest), set()).add(repository)
+            self._there.setdefault((mirror, digest), repository)
+            self._placed.setdefault((mirror, digest), set()).add(repository)
             self._changed.notify_all()
 
     def placing(self, mirror: str, repository: str) -> threading.Lock:
@@ -174,8 +165,8 @@ class Moving:
         with self._changed:
             return repository in self._placed.get((mirror, digest), ())
 
-    def where(self, mirror: str, digest: str) -> Landing | None:
-        """Return where on the mirror a blob is, if it is known to be there."""
+    def where(self, mirror: str, digest: str) -> str | None:
+        """Return a repository of the mirror that has a blob, if one is known."""
         with self._changed:
             return self._there.get((mirror, digest))
 

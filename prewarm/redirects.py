@@ -1,9 +1,8 @@
 """The host's containers-registries.conf: whose requests does it send elsewhere?
 
 podman, buildah, CRI-O and skopeo obey it (containers-registries.conf(5)). prewarm's own copies read
-from its gate on loopback, so no redirect of an upstream reaches them; skopeo still looks a mirror
-up in the system's files, where it may be blocked, and starts with no file that it cannot read
-(both measured with skopeo 1.9.3).
+and write through its gate on loopback, so no redirect reaches them; but skopeo starts with no file
+that it cannot read (measured with skopeo 1.9.3).
 """
 
 from __future__ import annotations

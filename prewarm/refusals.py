@@ -102,9 +102,15 @@ def refusal(
 
 def _forbidden(role: Role, request: Request, status: int, login: str, user: str | None) -> Refusal:
     if role == "mirror":
+        writes = request in {"put", "upload", "delete"}
+        if status == 403 and writes:
+            who = user or "an anonymous client"
+            return Refusal(
+                "denied", f"denied: {who} may not push there (403)", "give it the right to push"
+            )
         if user is None:
             return Refusal("unauthorized", "wants credentials", login)
-        what = "may not be written" if request in {"put", "upload", "delete"} else "may not be read"
+        what = "may not be written" if writes else "may not be read"
         return Refusal(
             "unauthorized",
             f"{what} by {user} ({status})",

@@ -28,7 +28,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import urllib3
 
 from prewarm.budget import Limit
-from prewarm.destinations import Destinations, RefusedError, http_url, origin_of
+from prewarm.destinations import Destinations, RefusedError, origin_of
 from prewarm.errors import RegistryError
 from prewarm.headers import Challenge, content_range, next_link, parse_challenges, read_limit
 from prewarm.headers import date as read_date
@@ -36,6 +36,7 @@ from prewarm.headers import retry_after as read_retry_after
 from prewarm.login import Login
 from prewarm.manifest import (
     ACCEPT,
+    MANIFEST_LIMIT,
     Descriptor,
     Manifest,
     ManifestError,
@@ -61,9 +62,6 @@ _T = TypeVar("_T")
 Credentials = Callable[[str], Login | None]
 """The login for a repository of the registry, None for anonymous."""
 
-MANIFEST_LIMIT: Final = 4 * 2**20
-"""Bytes of a manifest: the limit of registry:2 and of skopeo."""
-
 _DOCUMENT_LIMIT: Final = 16 * 2**20
 _TOKEN_LIMIT: Final = 2**20
 _TRIES: Final = 6
@@ -84,6 +82,11 @@ _LIMITED_BACKOFF: Final = (1.0, 10.0)
 """Seconds to wait after a 429 that names none."""
 _ALONE: Final = frozenset({"manifest", "blob"})
 """Requests whose 429s say nothing about others: those for manifests are about the quota."""
+_UPLOAD_TIME: Final = 600.0
+_UPLOAD_RATE: Final = 500_000
+"""Bytes a second: an upload that is slower is given up, after _UPLOAD_TIME seconds at least."""
+_STORE_RATE: Final = 10_000_000
+"""Bytes a second that a mirror stores at least, before it answers."""
 _REDIRECTS: Final = 5
 _TAG_PAGES: Final = 1000
 TAGS_MAX = 200_000
@@ -103,7 +106,6 @@ _REFUSALS: Final = frozenset({400, 401, 403})
 """How a token server refuses: OAuth 2 answers 400 to a refresh token that it does not know."""
 _RETRIED_STATUSES: Final = frozenset({500, 502, 503, 504})
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
-_UPLOAD = re.compile(rf"({_REPOSITORY.pattern})/blobs/uploads/[A-Za-z0-9._=-]+")
 _TOKEN = re.compile(rf"[\x21-\x7e]{{1,{_TOKEN_MAX}}}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -345,7 +347,9 @@ class Registry:
         manifest = self._read_manifest(access, answer)
         return manifest, read_limit(answer.headers)
 
-    def put_manifest(self, repository: str, selector: str, manifest: Manifest) -> None:
+    def put_manifest(
+        self, repository: str, selector: str, manifest: Manifest, tries: int = _TRIES
+    ) -> None:
         """Store the manifest's bytes under a tag or its digest."""
         access = _Access("put", repository, selector, "pull,push")
         answer = self._ask(
@@ -354,6 +358,7 @@ class Registry:
             self._manifest_path(access),
             headers={"Content-Type": manifest.media_type},
             body=manifest.content,
+            tries=tries,
         )
         self._expect(answer, access, 200, 201, 202)
         stored = answer.headers.get("docker-content-digest", "")
@@ -409,6 +414,58 @@ class Registry:
         self._expect(answer, access, 201, 202)
         self._cancel_begun(access, start, answer)
 
+    def begin_upload(self, repository: str, tries: int = _TRIES) -> str:
+        """Begin the upload of a blob; return its URL, at our own origin."""
+        access = _Access("upload", repository, actions="pull,push")
+        start = f"{self._base(access)}/blobs/uploads/"
+        answer = self._ask("POST", access, start, body=b"", tries=tries)
+        self._expect(answer, access, 201, 202)
+        return self._begun(access, start, answer)
+
+    def send_upload(self, repository: str, upload: str, body: Iterable[bytes], size: int) -> str:
+        """Send `size` bytes to an upload, once; return the URL at which it goes on."""
+        access = _Access("upload", repository, actions="pull,push")
+        answer = self._write("PATCH", access, upload, body, size, size)
+        self._expect(answer, access, 201, 202, 204)
+        return self._begun(access, upload, answer)
+
+    def end_upload(self, repository: str, upload: str, digest: str, size: int) -> None:
+        """End an upload of `size` bytes in all: they are then stored under their digest."""
+        access = _Access("upload", repository, actions="pull,push")
+        mark = "&" if urlsplit(upload).query else "?"
+        url = f"{upload}{mark}{urlencode({'digest': digest})}"
+        self._expect(self._write("PUT", access, url, b"", 0, size), access, 201, 204)
+
+    def cancel_upload(self, repository: str, upload: str) -> None:
+        """Cancel an upload; nothing is raised: the registry purges what is left of it."""
+        self._cancel_upload(_Access("upload", repository, actions="pull,push"), upload)
+
+    def _write(
+        self,
+        method: str,
+        access: _Access,
+        url: str,
+        body: bytes | Iterable[bytes],
+        length: int,
+        stored: int,
+    ) -> _Answer:
+        """Send a body once. The mirror may take its time to store, hash or move so many bytes."""
+        authorization = self._authorization(access, None)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
+        if authorization is not None:
+            headers["Authorization"] = authorization.value
+        response = self._transport.send(
+            method,
+            url,
+            headers,
+            body,
+            where=self._where(access),
+            streamed=True,
+            total=_UPLOAD_TIME + stored / _UPLOAD_RATE,
+            patience=stored / _STORE_RATE,
+        )
+        return self._read(access, response, url, _TOKEN_LIMIT)
+
     def mount_blob(self, repository: str, digest: str, origin: str) -> bool:
         """Have a blob of another repository of this registry in this one, too; false if it cannot.
 
@@ -448,19 +505,6 @@ class Registry:
     def _cancel_begun(self, access: _Access, start: str, answer: _Answer) -> None:
         self._cancel_upload(access, self._begun(access, start, answer))
 
-    def cancel_uploads(self, urls: Iterable[str]) -> None:
-        """Cancel uploads that another program left open, as far as they are of this registry.
-
-        Nothing is raised: what cannot be cancelled is purged by the registry in its time.
-        """
-        for url in urls:
-            if (target := http_url(url)) is None:
-                continue
-            parts = urlsplit(target)
-            named = _UPLOAD.fullmatch(parts.path.removeprefix(f"/v2/{self._prefix}"))
-            if named and parts.hostname == self._host:
-                self._cancel_upload(_Access("upload", named[1], actions="pull,push"), url)
-
     def _cancel_upload(self, access: _Access, location: str) -> None:
         # Behind a proxy that ends TLS a registry may name the wrong scheme or port.
         parts = urlsplit(location)
@@ -468,10 +512,10 @@ class Registry:
         with suppress(RegistryError):
             self._ask("DELETE", access, own, tries=1)
 
-    def blob_size(self, repository: str, digest: str) -> int | None:
+    def blob_size(self, repository: str, digest: str, tries: int = _TRIES) -> int | None:
         """Return the bytes of a blob, None if the repository has it not: a HEAD."""
         access = _Access("blob", repository, digest)
-        answer = self._ask("HEAD", access, self._blob_path(access))
+        answer = self._ask("HEAD", access, self._blob_path(access), tries=tries)
         if answer.status == 404:
             return None
         self._expect(answer, access, 200)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from prewarm.children import PROXIES, chosen
+from prewarm.children import chosen
 from prewarm.errors import PrewarmError
 
 OLDEST: Final = (1, 9)
@@ -30,21 +30,6 @@ _GRACE = 5.0
 _LOOK = 0.2
 """Seconds between two looks whether the run is to end."""
 _KEPT_STDERR = 1 << 20
-_PASSED_ON: Final = PROXIES | {"SSL_CERT_FILE", "SSL_CERT_DIR", "LANG"}
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A push mirror as skopeo is told of it."""
-
-    host: str
-    """host[:port] and perhaps a path."""
-    plain: bool
-    """Plain HTTP: skopeo then does without TLS; otherwise it is verified."""
-    certs: Path | None
-    """A folder that holds `ca.crt`."""
-    authfile: int
-    """The descriptor of an authfile, for the child to inherit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +46,17 @@ def copy_command(
     program: str,
     source: str,
     authfile: int,
-    destination: Destination,
-    repository: str,
     digest: str,
     timeout: float,
 ) -> tuple[str, ...]:
     """Return the command that copies one manifest with its blobs, by digest, under no tag.
 
-    `source` is the repository on the gate, `authfile` the descriptor of the login there. `--debug`
-    is what tells which uploads were left open; signatures are neither read nor written, since the
-    mirror has nowhere to keep them.
+    `source` is the repository on the gate, and what is below it as `to` leads to the mirror;
+    `authfile` is the descriptor of the login there. Signatures are neither read nor written, since
+    the mirror has nowhere to keep them.
     """
     return (
         program,
-        "--debug",
         "--insecure-policy",
         f"--command-timeout={max(1, round(timeout))}s",
         "copy",
@@ -82,11 +64,10 @@ def copy_command(
         "--remove-signatures",
         "--src-tls-verify=false",
         f"--src-authfile={_inherited(authfile)}",
-        f"--dest-authfile={_inherited(destination.authfile)}",
-        f"--dest-tls-verify={'false' if destination.plain else 'true'}",
-        *((f"--dest-cert-dir={destination.certs}",) if destination.certs else ()),
+        "--dest-tls-verify=false",
+        f"--dest-authfile={_inherited(authfile)}",
         f"docker://{source}@{digest}",
-        f"docker://{destination.host}/{repository}@{digest}",
+        f"docker://{source}/to@{digest}",
     )
 
 
@@ -95,33 +76,22 @@ def _inherited(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def child_environment(environ: Mapping[str, str], home: Path, data: Path) -> dict[str, str]:
-    """Return the environment of skopeo: proxies and CAs, a private home, nothing else of ours."""
+def child_environment(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Return the environment of skopeo: a private home, and nothing else of ours.
+
+    It asks the gate alone, so it needs neither proxies nor CAs. Which blob lies where prewarm knows
+    better: without a folder for data skopeo remembers it for the length of a copy only.
+    """
     return {
-        **chosen(environ, _PASSED_ON),
+        **chosen(environ, {"LANG"}),
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(home),
-        "XDG_DATA_HOME": str(data),
+        "XDG_DATA_HOME": os.devnull,
         # As root skopeo would use the host's own cache of blobs and never look at XDG_DATA_HOME
         # (containers/image, pkg/blobinfocache).
         "_CONTAINERS_ROOTLESS_UID": "65534",
         "TMPDIR": str(home),
     }
-
-
-def set_cache_aside(environment: Mapping[str, str]) -> Path | None:
-    """Rename the folder of skopeo's cache of blobs, without which it begins a new one.
-
-    Returns where it is now, None where there is none. skopeo trusts it: at a damaged page it
-    crashes, in every copy from then on (measured on 1.9.3).
-    """
-    cache = Path(environment["XDG_DATA_HOME"]) / "containers" / "cache"
-    aside = cache.with_name("cache.damaged")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        return cache.rename(aside)
-    except OSError:
-        return None
 
 
 def find(environ: Mapping[str, str]) -> str:
@@ -226,23 +196,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         return
-
-
-def open_uploads(stderr: str) -> tuple[str, ...]:
-    """Return the URLs of uploads that skopeo began and did not finish, from its debug lines.
-
-    An upload is finished by a PUT to its URL, if that succeeds. Left open, its bytes keep the
-    mirror's disk full until the mirror purges them, a week later by default.
-    """
-    complete = set(re.findall(r"Upload of layer sha256:([0-9a-f]{64}) complete", stderr))
-    last: dict[str, str] = {}
-    finished: set[str] = set()
-    for method, url in re.findall(
-        r'msg="(PATCH|PUT) (https?://[^\s"\\]+/blobs/uploads/[^\s"\\]+)', stderr
-    ):
-        upload = url.partition("?")[0]
-        last[upload] = url
-        digest = re.search(r"[?&]digest=sha256(?::|%3A)([0-9a-f]{64})", url)
-        if method == "PUT" and digest and digest[1] in complete:
-            finished.add(upload)
-    return tuple(url for upload, url in last.items() if upload not in finished)

@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -119,17 +119,19 @@ class Transport:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | Iterable[bytes] | None,
         *,
         where: str,
         streamed: bool,
         total: float,
         foreign: bool = False,
+        patience: float = 0.0,
     ) -> urllib3.BaseHTTPResponse:
         """Send once and return the answer with its body unread; RegistryError if there is none.
 
         All of it, the reading of the body by `read` included, may take `total` seconds. `foreign`:
         a server named the URL, not images.yml. Its address is then checked before anything is sent.
+        `patience`: so many seconds more than usual may pass without a byte.
         """
         connect, read = self._timeouts
         limit = TimeLimit(total)
@@ -145,7 +147,8 @@ class Transport:
                 redirect=False,
                 retries=False,
                 timeout=urllib3.Timeout(
-                    connect=connect, read=max(read, BLOB_TIMEOUT) if streamed else read
+                    connect=connect,
+                    read=(max(read, BLOB_TIMEOUT) if streamed else read) + patience,
                 ),
             )
             if limit.expired:

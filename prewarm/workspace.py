@@ -1,4 +1,4 @@
-"""What a run keeps beside the state: a private folder for its length, and skopeo's cache of blobs.
+"""What a run keeps beside the state: a private folder for its length.
 
 The folder of the state may be a home folder: nothing is removed there that does not carry our mark.
 """
@@ -23,9 +23,6 @@ log = logging.getLogger("prewarm")
 _PREFIX: Final = ".prewarm-run-"
 _MARK: Final = "made-by-prewarm"
 _MARK_TEXT: Final = b"A private folder of a run of prewarm; it is removed at its end.\n"
-_CACHE: Final = ".prewarm-skopeo"
-_OLD_CACHE: Final = "skopeo"
-_CACHE_FILES: Final = "blob-info-cache-v1."
 
 
 @contextmanager
@@ -86,37 +83,3 @@ def _is_left(path: Path) -> bool:
         return os.read(mark, len(_MARK_TEXT) + 1) == _MARK_TEXT
     finally:
         os.close(mark)
-
-
-def cache_folder(parent: Path, private: Path) -> Path:
-    """Return the folder in which skopeo remembers, from run to run, which blob lies where.
-
-    Where another user made it, the cache lasts for this run only: it is in the private folder.
-    """
-    path, old = parent / _CACHE, parent / _OLD_CACHE
-    if not path.exists() and _is_old_cache(old):
-        with suppress(OSError):
-            old.rename(path)
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        if _is_own_folder(path):
-            return path
-        cause = "it is no folder of this user"
-    except OSError as error:
-        cause = str(error.strerror)
-    log.warning("%s cannot be used: %s; the cache of blobs is for this run only", path, cause)
-    return private
-
-
-def _is_old_cache(path: Path) -> bool:
-    """Whether the folder is the cache of an earlier version: it holds nothing else."""
-    try:
-        if not _is_own_folder(path):
-            return False
-        files = [file for file in path.rglob("*") if not file.is_dir() or file.is_symlink()]
-    except OSError:
-        return False
-    cache = path / "containers" / "cache"
-    return bool(files) and all(
-        file.parent == cache and file.name.startswith(_CACHE_FILES) for file in files
-    )

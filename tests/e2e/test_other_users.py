@@ -46,7 +46,6 @@ def test_sync_with_the_state_in_a_home_folder_leaves_its_folders_alone(
             ("diary", "mine")
         ]
     assert sorted(path.name for path in home.iterdir() if path.is_dir()) == [
-        ".prewarm-skopeo",
         "certs-0",
         "private",
         "skopeo",

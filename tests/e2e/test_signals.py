@@ -31,15 +31,16 @@ class Running:
 
     def skopeos(self) -> list[int]:
         """Return the skopeo processes that copy this run's images, also orphaned ones."""
-        mirror = self.host.box.taps[0].url.removeprefix("http://").encode()
+        ours = str(self.host.folder).encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     words = (entry / "cmdline").read_bytes().split(b"\0")
+                    variables = (entry / "environ").read_bytes()
                 except OSError:
                     continue
-                if words[0].endswith(b"skopeo") and any(mirror in word for word in words):
+                if words[0].endswith(b"skopeo") and ours in variables:
                     found.append(int(entry.name))
         return found
 
@@ -74,7 +75,7 @@ def running(host: Host, *args: str, **keys: Any) -> Iterator[Running]:
             )
             run = Running(host, process, images, temporary)
             assert run.skopeos()
-            assert (host.state.parent / "private").is_dir()
+            assert list(host.state.parent.glob(".prewarm-run-*"))
             yield run
         finally:
             process.kill()
@@ -113,7 +114,7 @@ def test_sync_signalled_ends_cleanly_and_resumes(
         assert seconds < 8
         assert run.skopeos() == []
         assert list(run.temporary.iterdir()) == []
-        assert not (host.state.parent / "private").exists()
+        assert not list(host.state.parent.glob(".prewarm-run-*"))
         assert "Traceback" not in stderr
         assert '"interrupted"' in stdout
         told = host.run("status", "--json").json

@@ -339,22 +339,11 @@ def test_sync_blob_that_comes_damaged_once_is_asked_for_again(host: Host, box: S
 # --- skopeo itself ---
 
 
-def test_sync_with_a_damaged_blob_cache_sets_it_aside_and_copies(host: Host, box: Sandbox) -> None:
+def test_sync_keeps_no_cache_of_skopeo_that_could_be_damaged(host: Host, box: Sandbox) -> None:
     """Pages of it that are lost make skopeo 1.9.3 panic, in every copy."""
-    pins = push_six(box)
-    host.configure(pins[:1])
+    host.configure(push_six(box)[:1])
     host.sync()
-    (cache,) = host.folder.rglob("blob-info-cache-v1.boltdb")
-    content = cache.read_bytes()
-    damaged = content[: 4 * 4096].ljust(len(content), b"\0")
-    cache.write_bytes(damaged)
-    host.configure(pins, limits={"parallel": 2})
-    done = host.run("sync")
-    assert done.returncode == 0, done.stdout
-    assert "skopeo crashed: panic: invalid page type" in done.stderr
-    aside = cache.parent.with_name("cache.damaged")
-    assert (aside / cache.name).read_bytes() == damaged
-    assert cache.read_bytes() != damaged
+    assert list(host.folder.rglob("blob-info-cache*")) == []
 
 
 def test_sync_with_a_skopeo_that_crashes_names_the_line_of_the_panic(

@@ -11,7 +11,7 @@ import threading
 import time
 import tracemalloc
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -28,6 +28,7 @@ from prewarm.gate import BlobSource, Gate, Offer
 from prewarm.login import Login
 from prewarm.manifest import Manifest
 from prewarm.registry import Registry
+from prewarm.relay import Relay
 from prewarm.transport import Blob
 from tests.e2e.host import wait_until
 from tests.real.scripted import Scripted, reply
@@ -87,28 +88,31 @@ def ask(
 
 
 class Skopeo:
-    """A skopeo that copies from the gate to a mirror."""
+    """A skopeo that copies from the gate, through it, to a mirror."""
 
     def __init__(self, folder: Path, mirror: str, gate: Gate) -> None:
-        authfile = authfile_in_memory({})
         self.login = authfile_in_memory({gate.host: gate.login})
         self.program = skopeo.find(os.environ)
-        self.environment = skopeo.child_environment(os.environ, folder, folder / "data")
-        self.destination = skopeo.Destination(mirror.removeprefix("http://"), True, None, authfile)
+        self.environment = skopeo.child_environment(os.environ, folder)
+        self.gate = gate
+        self.mirror = Registry(mirror, mirror, role="mirror", environ={})
+        self.stored: list[str] = []
 
-    def copy(self, source: str, digest: str, stop: threading.Event | None = None) -> skopeo.Result:
-        command = skopeo.copy_command(
-            self.program, source, self.login, self.destination, REPOSITORY, digest, 30
-        )
-        return self.run(command, stop)
+    def relay(self, offer: Offer, repository: str = REPOSITORY) -> Relay:
+        relay = Relay(self.mirror, repository, offer.manifest, self.stored.append)
+        offer.relay = relay
+        return relay
 
-    def run(self, command: tuple[str, ...], stop: threading.Event | None = None) -> skopeo.Result:
-        inherited = (self.login, self.destination.authfile)
-        return skopeo.run(command, self.environment, 30, stop or threading.Event(), inherited)
+    def copy(self, offer: Offer, stop: threading.Event | None = None) -> skopeo.Result:
+        if offer.relay is None:
+            self.relay(offer)
+        source = self.gate.offer(offer)
+        command = skopeo.copy_command(self.program, source, self.login, offer.manifest.digest, 30)
+        return skopeo.run(command, self.environment, 30, stop or threading.Event(), (self.login,))
 
     def close(self) -> None:
         os.close(self.login)
-        os.close(self.destination.authfile)
+        self.mirror.close()
 
 
 @pytest.fixture
@@ -129,8 +133,9 @@ def test_copy_through_the_gate_asks_upstream_for_blobs_alone(
     layers = [Layer("base", 300_000), Layer("two", 20)]
     image = box.push(REPOSITORY, "1", layers=layers, single=True, media=media)
     offer = offer_of(image, hub)
-    result = copier.copy(gate.offer(offer), image.digest)
+    result = copier.copy(offer)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert sorted(copier.stored) == sorted(map(digest_of, image.blobs))
     found = box.mirrors[0].manifest(REPOSITORY, image.digest)
     assert found == (image.media_type, image.content, image.digest)
     assert [entry for entry in box.hub.access if entry.kind == "manifest"] == []
@@ -142,30 +147,6 @@ def test_copy_through_the_gate_asks_upstream_for_blobs_alone(
     assert box.hub.cdn.leaks == []
 
 
-def test_copy_through_the_gate_takes_a_layer_of_another_repository_from_the_mirror(
-    box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo
-) -> None:
-    """The cache of blobs is skopeo's own, in the folder that it is given, as root too."""
-    base = [Layer("base", 300_000)]
-    first = box.push(REPOSITORY, "1", layers=base, single=True, name="first")
-    second = box.push(REPOSITORY, "2", layers=base, single=True, name="second")
-    assert copier.copy(gate.offer(offer_of(first, hub)), first.digest).returncode == 0
-    offer = offer_of(second, hub)
-    command = skopeo.copy_command(
-        copier.program,
-        gate.offer(offer),
-        copier.login,
-        copier.destination,
-        "elsewhere/app",
-        second.digest,
-        30,
-    )
-    result = copier.run(command)
-    assert result.returncode == 0
-    assert offer.sent < 300_000
-    assert (Path(copier.environment["XDG_DATA_HOME"]) / "containers/cache").is_dir()
-
-
 def test_copy_of_a_broken_blob_fails_and_leaves_no_manifest(
     box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo
 ) -> None:
@@ -173,7 +154,7 @@ def test_copy_of_a_broken_blob_fails_and_leaves_no_manifest(
     file = box.upstream.storage.blob_file(digest_of(image.blobs[1]))
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
+    result = copier.copy(offer_of(image, hub))
     assert cause_of(result.stderr, "http://mirror").error.code == "bad-digest"
     assert box.mirrors[0].manifest(REPOSITORY, image.digest) is None
 
@@ -186,25 +167,198 @@ def test_copy_that_is_stopped_ends_at_once(
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     started = time.monotonic()
-    result = copier.copy(gate.offer(offer_of(image, hub)), image.digest, stop)
+    result = copier.copy(offer_of(image, hub), stop)
     assert result.stopped
     assert result.returncode != 0
     assert time.monotonic() - started < 5
 
 
-def test_copy_onto_a_mirror_that_breaks_off_tells_the_upload_to_cancel(
-    box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo
+def open_uploads(box: Sandbox) -> list[Path]:
+    return list(box.mirrors[0].storage.folder.glob("**/_uploads/*/startedat"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault("PATCH", "*/uploads/*", count=None, reset=True), "mirror-reset"),
+        (Fault("PATCH", "*/uploads/*", count=None, status=500), "mirror-server-error"),
+        (Fault("PUT", "*/uploads/*", count=None, status=502), "mirror-server-error"),
+        (Fault("PUT", "*/manifests/*", count=None, status=403), "mirror-denied"),
+        (Fault("POST", "*/uploads/*", count=None, status=405), "mirror-read-only"),
+    ],
+)
+def test_copy_onto_a_mirror_that_refuses_keeps_what_it_said_and_cancels_uploads(
+    box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo, quick: None, fault: Fault, code: str
 ) -> None:
     image = box.push(REPOSITORY, "1", single=True)
-    box.taps[0].faults.add(Fault("PATCH", "*/uploads/*", count=None, reset=True))
-    result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
-    assert cause_of(result.stderr, "http://mirror").error.code == "mirror-reset"
-    uploads = skopeo.open_uploads(result.stderr)
-    assert uploads
-    with Registry(box.taps[0].url, box.taps[0].url, role="mirror", environ={}) as mirror:
-        mirror.cancel_uploads(uploads)
-    left = list(box.mirrors[0].storage.folder.glob("**/_uploads/*/startedat"))
-    assert left == []
+    box.taps[0].faults.add(fault)
+    offer = offer_of(image, hub)
+    relay = copier.relay(offer)
+    result = copier.copy(offer)
+    assert result.returncode != 0
+    assert relay.failure is not None
+    found = cause_of(result.stderr, "http://mirror", mirror=relay.failure)
+    assert (found.error.code, found.side) == (code, "mirror")
+    relay.cancel()
+    assert open_uploads(box) == []
+    assert box.mirrors[0].manifest(REPOSITORY, image.digest) is None
+
+
+def test_copy_whose_source_breaks_off_is_no_failure_of_the_mirror(
+    box: Sandbox, gate: Gate, hub: Registry, copier: Skopeo, quick: None
+) -> None:
+    image = box.push(REPOSITORY, "1", single=True, size=3_000_000)
+    box.hub.cdn.faults.add(Fault("GET", "*", count=None, cut=100_000))
+    offer = offer_of(image, hub)
+    relay = copier.relay(offer)
+    assert copier.copy(offer).returncode != 0
+    assert offer.failure is not None
+    assert relay.failure is None
+    relay.cancel()
+    assert box.mirrors[0].manifest(REPOSITORY, image.digest) is None
+
+
+@pytest.mark.parametrize("login", [None, Login("pusher", "sesame")])
+def test_mirror_that_sends_uploads_elsewhere_gets_no_request_sent_there(
+    box: Sandbox, gate: Gate, hub: Registry, tmp_path: Path, login: Login | None
+) -> None:
+    """skopeo would PATCH there, with the mirror's login."""
+    image = box.push(REPOSITORY, "1", single=True)
+    with Scripted(lambda _: reply(202, location="/x")) as inner:
+        away = f"http://localhost:{inner.port}/v2/{REPOSITORY}/blobs/uploads/1"
+
+        def script(request: Request) -> Response:
+            if login is not None and "authorization" not in request.headers:
+                return reply(401, www_authenticate='Basic realm="r"')
+            if request.method == "HEAD":
+                return reply(404)
+            return reply(202, location=away)
+
+        with Scripted(script) as mirror, closing(Skopeo(tmp_path, mirror.url, gate)) as copier:
+            copier.mirror = Registry(
+                mirror.url, mirror.url, role="mirror", environ={}, credentials=lambda _: login
+            )
+            offer = offer_of(image, hub)
+            relay = copier.relay(offer)
+            assert copier.copy(offer).returncode != 0
+            assert relay.failure is not None
+            assert relay.failure.code == "mirror-bad-redirect"
+    assert inner.requests == []
+
+
+# What may be written
+
+
+class Kept:
+    """A mirror in memory."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.bodies: list[bytes] = []
+
+    def blob_size(self, repository: str, digest: str, tries: int) -> int | None:
+        self.asked.append(("HEAD", repository, digest))
+        return 7
+
+    def begin_upload(self, repository: str, tries: int) -> str:
+        self.asked.append(("POST", repository))
+        return "http://mirror/u"
+
+    def send_upload(self, repository: str, upload: str, body: Iterable[bytes], size: int) -> str:
+        self.bodies.append(b"".join(map(bytes, body)))
+        self.asked.append(("PATCH", repository, upload))
+        return f"{upload}?s"
+
+    def end_upload(self, repository: str, upload: str, digest: str, size: int) -> None:
+        self.asked.append(("PUT", repository, upload, digest, str(size)))
+
+    def cancel_upload(self, repository: str, upload: str) -> None:
+        self.asked.append(("DELETE", repository, upload))
+
+    def put_manifest(self, repository: str, selector: str, manifest: Manifest, tries: int) -> None:
+        self.asked.append(("PUT", repository, selector))
+
+
+def write(
+    gate: Gate, method: str, path: str, body: bytes = b"", login: Login | None = None
+) -> tuple[int, str]:
+    """Send a request to the gate; return the status and the Location."""
+    with closing(http.client.HTTPConnection(gate.host, timeout=20)) as connection:
+        connection.request(method, path, body, authorization(login or gate.login))
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("Location", "")
+
+
+def test_relay_writes_the_blobs_of_one_manifest_and_the_manifest(
+    box: Sandbox, gate: Gate, hub: Registry
+) -> None:
+    image = box.push(REPOSITORY, "1", single=True)
+    other = box.push(REPOSITORY, "2", single=True, revision=2)
+    offer, target = offer_of(image, hub), Kept()
+    stored: list[str] = []
+    offer.relay = Relay(target, "team/app", offer.manifest, stored.append)
+    to = "/v2/" + gate.offer(offer).partition("/")[2] + "/to"
+    blob, foreign = digest_of(image.blobs[1]), digest_of(other.blobs[1])
+
+    assert write(gate, "HEAD", f"{to}/blobs/{blob}")[0] == 200
+    status, upload = write(gate, "POST", f"{to}/blobs/uploads/")
+    assert (status, upload) == (202, f"{to}/blobs/uploads/1")
+    assert write(gate, "PATCH", upload, b"x" * 3_000_000) == (202, upload)
+    assert write(gate, "PUT", f"{upload}?digest={foreign}")[0] == 400
+    assert write(gate, "PUT", f"{upload}?digest={blob}")[0] == 201
+    assert write(gate, "PUT", f"{upload}?digest={blob}")[0] == 404
+    assert write(gate, "PUT", f"{to}/manifests/{image.digest}", image.content)[0] == 201
+    assert stored == [blob]
+    assert target.bodies == [b"x" * 3_000_000]
+    assert target.asked == [
+        ("HEAD", "team/app", blob),
+        ("POST", "team/app"),
+        ("PATCH", "team/app", "http://mirror/u"),
+        ("PUT", "team/app", "http://mirror/u?s", blob, "3000000"),
+        ("PUT", "team/app", image.digest),
+    ]
+
+    target.asked.clear()
+    refused = [
+        ("HEAD", f"{to}/blobs/{foreign}", b""),
+        ("PUT", f"{to}/manifests/{other.digest}", other.content),
+        ("PUT", f"{to}/manifests/{image.digest}", image.content + b" "),
+        ("PUT", f"{to}/manifests/latest", image.content),
+        ("DELETE", f"{to}/manifests/{image.digest}", b""),
+        ("DELETE", f"{to}/blobs/{blob}", b""),
+        ("PATCH", f"{to}/blobs/uploads/9", b"x"),
+        ("POST", f"{to}/../blobs/uploads/", b""),
+        ("POST", f"{to}/x/blobs/uploads/", b""),
+        ("POST", f"{to.removesuffix('/to')}/blobs/uploads/", b""),
+        ("POST", "/v2/team/app/blobs/uploads/", b""),
+        ("PUT", "/", b""),
+    ]
+    for method, path, body in refused:
+        assert write(gate, method, path, body)[0] in {400, 404, 405}, (method, path)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        wrong = Login("gate", "wrong")
+        assert write(gate, method, f"{to}/blobs/uploads/", b"x", wrong)[0] == 401
+    assert target.asked == []
+
+
+def test_relay_cancels_what_is_left_open(box: Sandbox, gate: Gate, hub: Registry) -> None:
+    image = box.push(REPOSITORY, "1", single=True)
+    offer, target = offer_of(image, hub), Kept()
+    offer.relay = Relay(target, "team/app", offer.manifest)
+    to = "/v2/" + gate.offer(offer).partition("/")[2] + "/to"
+    _, upload = write(gate, "POST", f"{to}/blobs/uploads/")
+    with closing(http.client.HTTPConnection(gate.host, timeout=20)) as connection:
+        headers = authorization(gate.login) | {"Content-Length": "100"}
+        connection.request("PATCH", upload, b"x" * 10, headers)
+        assert connection.sock is not None
+        connection.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(http.client.RemoteDisconnected):
+            connection.getresponse()
+    assert offer.relay.failure is None
+    offer.relay.cancel()
+    offer.relay.cancel()
+    assert target.asked[1:] == [("DELETE", "team/app", "http://mirror/u")]
 
 
 # What is answered
@@ -248,7 +402,7 @@ def test_only_what_was_offered_is_answered(box: Sandbox, gate: Gate, hub: Regist
         for method in ("GET", "HEAD"):
             assert ask(gate, first, method=method, path=path)[0] == 404, path
     for method in ("POST", "PUT", "DELETE"):
-        assert ask(gate, first, f"blobs/{own}", method=method)[0] == 501
+        assert ask(gate, first, f"blobs/{own}", method=method)[0] == 404
     assert len(box.hub.access) == before
     gate.withdraw(first)
     assert ask(gate, first, f"manifests/{image.digest}")[0] == 404
@@ -408,12 +562,11 @@ def test_nothing_of_the_gate_and_no_credentials_reach_the_store(
     store = Scripted(lambda request: reply(200, blobs[request.path.rpartition("/")[2]]))
     with store, elsewhere(store.url) as upstream:
         with Registry("docker.io", upstream.url, environ={}) as client:
-            address = gate.offer(offer_of(image, client))
-            assert copier.copy(address, image.digest).returncode == 0
+            assert copier.copy(offer_of(image, client)).returncode == 0
         assert len(store.requests) == len(blobs)
         for request in (*store.requests, *upstream.requests):
             shown = f"{request.target} {dict(request.headers)}"
-            assert address.split("/")[1] not in shown
+            assert "n1" not in shown.split("/")
             assert not {"referer", "authorization", "cookie"} & set(request.headers)
 
 
@@ -521,7 +674,7 @@ def test_connections_of_another_user_are_reset(
     image = box.push(REPOSITORY, "1", single=True)
     before = threading.active_count()
     with stranger(CROWD, port_of(gate)) as crowd:
-        result = copier.copy(gate.offer(offer_of(image, hub)), image.digest)
+        result = copier.copy(offer_of(image, hub))
         assert result.returncode == 0, result.stderr[-2000:]
         assert crowd.stdout is not None
         assert crowd.stdout.readline() == "300\n"

@@ -70,7 +70,7 @@ def carrier(site: MirrorSite) -> Iterator[Carrier]:
             ledger,
             gate,
             -1,
-            Tools("skopeo", {}, {}, REJECT),
+            Tools("skopeo", {}, REJECT),
             lambda _: NO_LIMIT,
             Limits(parallel=2),
             Quiet(),
@@ -95,7 +95,7 @@ def carried(carrier: Carrier, *names: str) -> Mapping[str, Outcome]:
 def test_carry_out_of_an_image_that_meets_a_bug_goes_on_with_the_others(
     carrier: Carrier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    carrier.tools = Tools("skopeo", {}, {}, Buggy(Path("/p"), {"default": []}))
+    carrier.tools = Tools("skopeo", {}, Buggy(Path("/p"), {"default": []}))
     with caplog.at_level("ERROR", "prewarm"):
         found = carried(carrier, "odd:1", "one:1", "two:1")
     assert {name: one.step.code for name, one in found.items()} == {

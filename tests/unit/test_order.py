@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prewarm import order
-from prewarm.order import Landing, Moving, Slots, Turns
+from prewarm.order import Moving, Slots, Turns
 
 NEAR, FAR = "http://127.0.0.1:5000", "https://far.example.org"
 
@@ -212,27 +212,27 @@ def test_hold_ends_its_wait_when_the_run_is_stopped(stop: threading.Event) -> No
 def test_arrived_lets_a_copy_go_before_the_first_is_over(stop: threading.Event) -> None:
     moving = Moving(stop)
     with moving.hold(NEAR, "first", ["base", "own"]):
-        moving.arrived(NEAR, "base", "first", settled=False)
+        moving.arrived(NEAR, "base", "first")
         with moving.hold(NEAR, "second", ["base", "other"]):
-            assert moving.where(NEAR, "base") == Landing("first", settled=False)
+            assert moving.where(NEAR, "base") == "first"
             assert moving.where(NEAR, "own") is None
-    assert moving.where(NEAR, "base") == Landing("first", settled=True)
-    assert moving.where(NEAR, "other") == Landing("second", settled=True)
+    assert moving.where(NEAR, "base") == "first"
+    assert moving.where(NEAR, "other") == "second"
 
 
 def test_gone_makes_the_next_copy_move_the_blob_again(stop: threading.Event) -> None:
     moving = Moving(stop)
-    moving.arrived(NEAR, "base", "first", settled=True)
+    moving.arrived(NEAR, "base", "first")
     moving.gone(NEAR, "base")
     with moving.hold(NEAR, "second", ["base"]):
         assert moving.where(NEAR, "base") is None
-    assert moving.where(NEAR, "base") == Landing("second", settled=True)
+    assert moving.where(NEAR, "base") == "second"
 
 
 def test_placed_tells_in_which_repositories_a_blob_is(stop: threading.Event) -> None:
     moving = Moving(stop)
-    moving.arrived(NEAR, "base", "first", settled=False)
-    assert not moving.placed(NEAR, "first", "base")
+    moving.arrived(NEAR, "base", "first")
+    assert moving.placed(NEAR, "first", "base")
     moving.place(NEAR, "second", "base")
     with moving.hold(NEAR, "third", ["own"]):
         pass

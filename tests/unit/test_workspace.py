@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import stat
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prewarm.errors import UsageError
-from prewarm.workspace import cache_folder, private_folder
+from prewarm.workspace import private_folder
 from tests.support.stranger import UID, needs_root
 
 
@@ -84,44 +83,3 @@ def test_private_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         private_folder(tmp_path / "state"),
     ):
         pass
-
-
-def test_cache_folder_lasts_from_run_to_run(tmp_path: Path) -> None:
-    first = cache_folder(tmp_path, tmp_path / "run")
-    assert first == cache_folder(tmp_path, tmp_path / "run")
-    assert stat.S_IMODE(first.stat().st_mode) == 0o700
-
-
-def test_cache_folder_takes_over_the_one_of_an_earlier_version(tmp_path: Path) -> None:
-    cache = tmp_path / "skopeo" / "containers" / "cache"
-    cache.mkdir(parents=True)
-    (cache / "blob-info-cache-v1.boltdb").write_text("known")
-    found = cache_folder(tmp_path, tmp_path / "run")
-    assert (found / "containers/cache/blob-info-cache-v1.boltdb").read_text() == "known"
-    assert names(tmp_path) == [found.name]
-
-
-@pytest.mark.parametrize("path", ["README.md", "containers/cache/mine", "containers/link"])
-def test_cache_folder_leaves_another_folder_of_that_name(tmp_path: Path, path: str) -> None:
-    cache = tmp_path / "skopeo" / "containers" / "cache"
-    cache.mkdir(parents=True)
-    (cache / "blob-info-cache-v1.boltdb").touch()
-    (tmp_path / "skopeo" / path).symlink_to("/etc")
-    cache_folder(tmp_path, tmp_path / "run")
-    assert (tmp_path / "skopeo" / path).is_symlink()
-
-
-@needs_root
-@pytest.mark.parametrize("how", ["folder", "link"])
-def test_cache_folder_of_another_user_is_not_used(
-    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = cache_folder(tmp_path, tmp_path / "run")
-    if how == "folder":
-        os.chown(path, UID, UID)
-    else:
-        path.rename(tmp_path / "theirs")
-        path.symlink_to("theirs")
-    with caplog.at_level(logging.WARNING, "prewarm"):
-        assert cache_folder(tmp_path, tmp_path / "run") == tmp_path / "run"
-    assert "for this run only" in caplog.text
