@@ -30,6 +30,7 @@ from prewarm.ledger import Ledger
 from prewarm.manifest import Manifest, ManifestError, is_of, refuse_unsafe, stand_in
 from prewarm.observe import (
     CHILDREN_KNOWN,
+    INDEXES,
     MirrorSite,
     Observer,
     UpstreamSite,
@@ -399,6 +400,8 @@ class Carrier:
         holding, reference = image.holdings[site.url], image.want.reference
         found = None
         try:
+            if content.digest != image.digest:
+                self._keep_original(image.digest, site)
             if content.is_index or reference.digest is None:
                 site.registry.put_manifest(holding.repository, reference.selector, content)
             with _absent_is_none():
@@ -416,6 +419,18 @@ class Carrier:
         self._know_all(image)
         self.ledger.keep_manifest(content, now)
         image.note_whole(self.ledger, site.url, content.digest, there, now)
+
+    def _keep_original(self, digest: str, site: MirrorSite) -> None:
+        """Store upstream's index on the mirror, as a blob: it proves what was made from it.
+
+        So a lost state costs no pull. It is needed for nothing else, so a failure costs no image.
+        """
+        original = self.ledger.manifest(digest)
+        if original is None:
+            return
+        with suppress(RegistryError):
+            if site.registry.blob_size(INDEXES, original.digest) is None:
+                site.registry.put_blob(INDEXES, original.content)
 
     def _know_all(self, image: Image) -> None:
         """Add the manifests that were there already, as far as they are remembered: for its size.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from prewarm.platforms import ALL, Platform, Wanted, normalise, well_formed
+from prewarm.platforms import ALL, Platform, Wanted, normalise, parse_platform, well_formed
 
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -55,6 +55,8 @@ _SKOPEO_KNOWS: Final = _DOCKER_FOREIGN | {
     f"application/vnd.docker.image.rootfs.diff.tar{end}" for end in ("", ".gzip")
 }
 """Types of layers that skopeo 1.9.3 knows in a manifest of schema 2 (measured)."""
+_PLATFORMS_MAX: Final = 10_000
+"""Characters of a list of platforms: more than any index of images has."""
 _FIELDS: Final = {
     name.casefold(): name
     for name in (
@@ -367,6 +369,30 @@ def upstream_digest(manifest: Manifest) -> str:
     """Return the digest upstream that a manifest on a mirror stands for: its own unless reduced."""
     noted = manifest.annotations.get(UPSTREAM_DIGEST, "") if manifest.is_index else ""
     return noted if valid_digest(noted) else manifest.digest
+
+
+def claims(mirrored: Manifest, upstream: Descriptor) -> bool:
+    """Whether a reduced index on a mirror names upstream's index: a hint, which anyone may write.
+
+    Never where upstream has no index: nothing can have been reduced from that.
+    """
+    reduced = mirrored.is_index and mirrored.digest != upstream.digest
+    return reduced and upstream.is_index and upstream_digest(mirrored) == upstream.digest
+
+
+def is_made_from(reduced: Manifest, original: Manifest) -> bool:
+    """Whether a reduced index is, byte for byte, what `index_for` makes of upstream's index.
+
+    It is made again for the platforms that it names, which may be more than are wanted now.
+    """
+    named = reduced.annotations.get(UPSTREAM_PLATFORMS, "")
+    if len(named) > _PLATFORMS_MAX:
+        return False
+    try:
+        platforms = tuple(map(parse_platform, named.split(",")))
+        return index_for(original, platforms).content == reduced.content
+    except ValueError:
+        return False
 
 
 def covers(mirrored: Manifest, wanted: Wanted) -> bool:

@@ -24,8 +24,10 @@ from prewarm.manifest import (
     Descriptor,
     Manifest,
     ManifestError,
+    claims,
     covers,
     index_for,
+    is_made_from,
     refuse_unsafe,
     upstream_digest,
     wanted_children,
@@ -34,7 +36,7 @@ from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import ALL, Wanted
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.reference import InvalidReference, Reference
-from prewarm.registry import Head, Registry
+from prewarm.registry import MANIFEST_LIMIT, Head, Registry
 from prewarm.settings import Limits, Mirror, Upstream
 from prewarm.streak import Streak
 
@@ -356,6 +358,12 @@ UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-htt
 """Failures that will be the same for every image of the registry."""
 BREAKING = frozenset({"server-error", "reset", "timeout"})
 """Failures that may be about one image, or may show that the registry is down."""
+INDEXES = "prewarm/indexes"
+"""The repository on a mirror for the upstream indexes that reduced ones were made from, as blobs.
+
+Not that of the image: registry:2 answers with a blob where a manifest of that digest is asked for
+(measured on 2.8.2), so clients would get an index there of which some platforms are missing.
+"""
 CHILDREN_KNOWN = 1000
 """Manifests of one index that are looked up in memory: an index may name tens of thousands."""
 _PUBLIC_FOR = 7 * 86400.0
@@ -504,6 +512,7 @@ class Observer:
         seen = Seen(descriptor=descriptor, holdings=tuple(look.holding for look in looks))
         try:
             original = self._original(descriptor, looks)
+            looks = [self._proven(want, descriptor, look, original) for look in looks]
             if original is not None and original.is_index and not want.whole:
                 if not wanted_children(original, want.platforms):
                     return replace(seen, failure=no_platform(want, original))
@@ -511,7 +520,7 @@ class Observer:
             elif original is not None:
                 content = original
             else:
-                content = _reduced(want, descriptor, looks)
+                content = next((look.manifest for look in looks if look.serves), None)
             required = required_of(content, descriptor)
             sizes = self._sizes(required)
             holdings = tuple(self._hold(want, descriptor, look, required) for look in looks)
@@ -616,7 +625,56 @@ class Observer:
                 except RegistryError as error:
                     if error.code != "not-found":
                         self.note_failure(look.site, error)
-        return None
+        kept = (
+            self._kept_original(look, descriptor)
+            for look in looks
+            if look.manifest is not None and claims(look.manifest, descriptor)
+        )
+        return next((one for one in kept if one is not None), None)
+
+    def _kept_original(self, look: Look, descriptor: Descriptor) -> Manifest | None:
+        """Upstream's index, which prewarm stores on a mirror as a blob."""
+        if look.site.through or look.site.failure is not None:
+            return None
+        try:
+            with look.site.registry.open_blob(INDEXES, descriptor.digest) as blob:
+                content = b""
+                while len(content) <= MANIFEST_LIMIT and (chunk := blob.read(MANIFEST_LIMIT)):
+                    content += chunk
+        except RegistryError as error:
+            if error.code != "not-found":
+                self.note_failure(look.site, error)
+            return None
+        original = Manifest(descriptor.media_type, content)
+        if original.digest != descriptor.digest or not original.is_readable:
+            return None
+        self.manifests.keep_manifest(original, self.clock())
+        return original
+
+    def _proven(
+        self, want: Want, descriptor: Descriptor, look: Look, original: Manifest | None
+    ) -> Look:
+        """Return the look, with what is proven of the manifest below the tag.
+
+        Upstream's index decides, where it is at hand; else only what this state itself has written.
+        """
+        manifest = look.manifest
+        if manifest is None:
+            return look
+        if manifest.digest == descriptor.digest:
+            return replace(look, serves=True)
+        if not claims(manifest, descriptor):
+            return look
+        if original is not None:
+            proven = is_made_from(manifest, original)
+            if not proven:
+                look.site.damaged = look.site.damaged or forged(look)
+        else:
+            made = (manifest.digest, descriptor.digest)
+            written = self.manifests.written(None, str(want.reference))
+            proven = any((one.digest, one.upstream_digest) == made for one in written)
+        serves = proven and not want.whole and covers(manifest, want.platforms)
+        return replace(look, claims=True, serves=serves, proven=proven)
 
     def _hold(
         self, want: Want, descriptor: Descriptor, look: Look, required: Iterable[str]
@@ -628,7 +686,7 @@ class Observer:
         if look.site.through:
             return self._hold_through(want, descriptor, holding, required)
         due = set(required)
-        if manifest is not None and _serves(manifest, descriptor, want):
+        if manifest is not None and look.serves:
             due.update(required_of(manifest, manifest.descriptor))
         try:
             present = self.present(look.site, holding.repository, due, manifest)
@@ -637,12 +695,12 @@ class Observer:
             return replace(holding, state="unknown", failure=error.failure)
         state: State = "missing"
         if manifest is not None:
-            if not _serves(manifest, descriptor, want):
-                same = upstream_digest(manifest) == descriptor.digest
-                state = "missing" if same else "stale"
+            if not look.serves:
+                state = "missing" if look.claims else "stale"
             elif present >= set(required_of(manifest, manifest.descriptor)):
                 state = "fresh"
-        return replace(holding, state=state, present=present)
+        unproven = look.claims and not look.proven
+        return replace(holding, state=state, present=present, unproven=unproven)
 
     def _hold_through(
         self, want: Want, descriptor: Descriptor, holding: Holding, required: Iterable[str]
@@ -718,6 +776,12 @@ class Look:
     site: MirrorSite
     holding: Holding
     manifest: Manifest | None
+    claims: bool = False
+    """Whether it is an index that says that it was made from upstream's, by an annotation."""
+    proven: bool = False
+    """Whether it was."""
+    serves: bool = False
+    """Whether it is proven to be what upstream has, for the wanted platforms."""
 
 
 def required_of(content: Manifest | None, descriptor: Descriptor) -> tuple[str, ...]:
@@ -733,21 +797,15 @@ def required_of(content: Manifest | None, descriptor: Descriptor) -> tuple[str, 
     return tuple(child.descriptor.digest for child in children)
 
 
-def _serves(manifest: Manifest, descriptor: Descriptor, want: Want) -> bool:
-    """Whether what lies under a mirror's tag is what upstream has, for the wanted platforms."""
-    if manifest.digest == descriptor.digest:
-        return True
-    if want.whole or not manifest.is_index:
-        return False
-    return upstream_digest(manifest) == descriptor.digest and covers(manifest, want.platforms)
-
-
-def _reduced(want: Want, descriptor: Descriptor, looks: Sequence[Look]) -> Manifest | None:
-    """A reduced index of the wanted digest that a mirror has: as good as the original."""
-    for look in looks:
-        if look.manifest is not None and _serves(look.manifest, descriptor, want):
-            return look.manifest
-    return None
+def forged(look: Look) -> Failure:
+    """Return the failure of a mirror whose index is not made from the one that it names."""
+    assert look.manifest is not None
+    return Failure(
+        "forged-index",
+        f"{look.site.url}/{look.holding.repository}: index {look.manifest.digest} was not made "
+        f"from {upstream_digest(look.manifest)}, the upstream index that it names; it was not used",
+        "check who can write to this mirror",
+    )
 
 
 def unlisted(reference: Reference) -> Failure:

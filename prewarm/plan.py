@@ -57,6 +57,8 @@ class Holding:
     says that it has, the index included."""
     expired: bool = False
     """Whether a pull-through mirror had it, and has forgotten it by its own rule."""
+    unproven: bool = False
+    """Whether an index lies there that is not proven to be made from upstream's, which it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +376,10 @@ LATER: Final = frozenset({"upstream-quota", "abuse-limit", "interrupted"})
 _LATE: Final = "its users have had their share of this window, so images of others go first"
 _QUIET: Final = "the mirrors have what upstream had; quiet for long, so not asked in this run"
 _PARTS: Final = ("parts", "parts of it are missing on the mirror")
+_UNPROVEN: Final = (
+    "unproven",
+    "the index on the mirror is not proven to be made from upstream's",
+)
 _EXPIRED: Final = ("expired", "the pull-through mirror forgets what it has had for 7 days")
 
 
@@ -633,6 +639,8 @@ def _why(seen: Seen) -> tuple[str, str]:
             return _STALE
         if holding.expired:
             why = _EXPIRED
+        elif holding.unproven:
+            why = _UNPROVEN
         elif holding.digest is not None:
             why = _PARTS
     return why

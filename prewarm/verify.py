@@ -14,7 +14,7 @@ from typing import Any, Literal
 from prewarm.demand import Want
 from prewarm.errors import Problem, RegistryError, UsageError
 from prewarm.ledger import Written
-from prewarm.manifest import ManifestError
+from prewarm.manifest import ManifestError, is_made_from
 from prewarm.observe import MirrorSite, required_of
 from prewarm.plan import Holding, Seen
 from prewarm.platforms import ALL, Wanted, parse_platform
@@ -117,6 +117,9 @@ def _check(session: Session, site: MirrorSite, written: Written) -> Broken | _Ch
         if head.descriptor.digest != written.digest:
             return _broken(written, f"holds {head.descriptor.digest}, which prewarm did not write")
         content = observer.fetch(site, written.repository, written.digest)
+        original = session.ledger.manifest(written.upstream_digest)
+        if original and content.digest != original.digest and not is_made_from(content, original):
+            return _broken(written, f"was not made from {original.digest}, upstream's index")
         required = required_of(content, content.descriptor)
         there = observer.present(site, written.repository, required, None)
         missing = {digest: "the manifest" for digest in required if digest not in there}

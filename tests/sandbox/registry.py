@@ -204,9 +204,10 @@ class Registry:
         return sorted(json.loads(answer.body)["tags"] or ()) if answer.status == 200 else []
 
     def catalog(self) -> list[str]:
-        """Return the repositories in order (the first thousand)."""
+        """Return the repositories in order (the first thousand), without prewarm's own."""
         answer = self.request("GET", "/v2/_catalog?n=1000")
-        return sorted(json.loads(answer.body)["repositories"] or ())
+        names = json.loads(answer.body)["repositories"] or ()
+        return sorted(name for name in names if name != "prewarm/indexes")
 
     def manifest(self, repository: str, reference: str) -> tuple[str, bytes, str] | None:
         """Return media type, bytes and digest of what a tag or digest names, or None."""
