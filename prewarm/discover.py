@@ -40,7 +40,7 @@ from prewarm.jobs import (
 )
 from prewarm.ledger import Ledger
 from prewarm.naming import Namer, Project
-from prewarm.runnerlogs import LogReader, Use
+from prewarm.runnerlogs import Claims, LogReader, Use
 from prewarm.settings import Gitlab, Mirror
 from prewarm.site import scope_of
 from prewarm.usage import mirror_hosts, named, reference_of
@@ -275,6 +275,8 @@ class _Scan:
         """Take what runners' logs tell; the jobs in them count there and nowhere else."""
         if self._last is not None:
             self._logged = dict.fromkeys(self._last.logged, self._last.started)
+        known = self._ledger.known_projects() if self._settings.runner_logs else {}
+        claims = Claims({number: project.path for number, project in known.items()})
         for source in self._settings.runner_logs:
             position = self._ledger.log_position(source)
             # A log that is new to us must not count again what history has counted.
@@ -285,7 +287,8 @@ class _Scan:
             reader = LogReader(source, position, since=since, now=self._now, environ=self._environ)
             try:
                 for use in reader:
-                    self._take_logged(use, uses)
+                    if claims.believed(use):
+                        self._take_logged(use, uses)
             except PrewarmError as error:
                 self._report(source, error, "error")
             self._ledger.add_logged(source, reader.position, uses)

@@ -6,8 +6,9 @@ each job's image and services (common/build.go, logUsedImages), in any of its th
 file, or the journal through a `journalctl` child.
 
 The format `runner` quotes nothing, so the author of a job could forge whole lines by an image name
-with a line break in it. All that a forged line can do is to count an image for another project;
-where authors are not trusted, `log_format = "json"` in config.toml leaves no such gap. Names are
+with a line break in it. `Claims` limits what such lines count: a job is of one project, which the
+scan knows, and has one image; where authors are not trusted, `log_format = "json"` in config.toml
+leaves no gap. Names are
 not masked in these logs: of a line only what is a valid reference is kept.
 """
 
@@ -19,9 +20,9 @@ import os
 import re
 import subprocess
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +59,8 @@ class Use:
     """The first characters of the runner's token, as CI_RUNNER_SHORT_TOKEN."""
     platform: str | None = None
     """What `docker: platform` asks for."""
+    quoted: bool = field(default=True, compare=False)
+    """Whether the line's format quotes its values: no author of a job can have written the line."""
 
 
 # --- lines (pure) ---
@@ -69,6 +72,7 @@ _MESSAGES: Final[Mapping[object, Literal["image", "service"]]] = {
 _HINT: Final = "mage configured for job"
 _HINT_BYTES: Final = ",".join(str(byte) for byte in _HINT.encode())
 """The same in a message that journalctl prints as an array, since it holds colours."""
+_QUOTES = re.compile(r'msg\\*"?[:=] ?\\*"(?:Service i|I)$')
 _CURSOR = re.compile(r'"__CURSOR":"([^"\\]{1,512})"')
 _COLOUR = re.compile(r"(?:\x1b|#033)\[[0-9;]{0,16}[A-Za-z]")
 _ISO: Final = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
@@ -101,7 +105,17 @@ def read_line(line: str, now: float, zone: tzinfo) -> Use | None:
         return None
     stamp = found["time"] or ""
     time = _iso(stamp, zone) if stamp[:1].isdigit() else _classic(stamp, now, zone)
-    return _use(found["message"], _fields(found["fields"]), time)
+    use = _use(found["message"], _fields(found["fields"]), time)
+    return replace(use, quoted=False) if use else None
+
+
+def is_bare(line: str) -> bool:
+    """Whether a line of a file or of journalctl shows that its runner's format quotes nothing.
+
+    The rest of such a line may follow as a line of its author's choice, of any format.
+    """
+    before, hint, _ = line.partition(_HINT)
+    return _HINT_BYTES in line or (bool(hint) and _QUOTES.search(before) is None)
 
 
 def read_entry(line: str, zone: tzinfo) -> tuple[str | None, Use | None]:
@@ -127,7 +141,7 @@ def read_entry(line: str, zone: tzinfo) -> tuple[str | None, Use | None]:
 
 def _read_json(line: str, now: float, zone: tzinfo) -> Use | None:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return None
     if "log" in fields and isinstance(fields["log"], str) and "msg" not in fields:
@@ -137,6 +151,14 @@ def _read_json(line: str, now: float, zone: tzinfo) -> Use | None:
         time = _iso(fields.get("time"), zone)
         return replace(use, time=time) if use and use.time is None else use
     return _use(fields.get("msg"), fields, _iso(fields.get("time"), zone))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; ValueError where a key comes twice, which no runner writes."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key comes twice")
+    return fields
 
 
 def _fields(text: str) -> dict[str, Any]:
@@ -237,6 +259,31 @@ def _classic(value: str, now: float, zone: tzinfo) -> float | None:
     return None
 
 
+class Claims:
+    """Which uses are believed of lines that the author of a job could have written."""
+
+    def __init__(self, paths: Mapping[int, str]) -> None:
+        """`paths`: the projects that GitLab listed before, by id; none before the first scan."""
+        self._paths = paths
+        self._jobs: dict[int, tuple[int, Counter[str]]] = {}
+
+    def believed(self, use: Use) -> bool:
+        """Whether the use counts; what does not is counted from the history of jobs instead."""
+        if use.quoted:
+            return True
+        if self._paths and use.project not in self._paths:
+            return False
+        path = self._paths.get(use.project)
+        if None not in (path, use.project_path) and path != use.project_path:
+            return False
+        project, named = self._jobs.setdefault(use.job, (use.project, Counter()))
+        named[use.kind] += 1
+        return project == use.project and named[use.kind] <= _OF_ONE_JOB[use.kind]
+
+
+_OF_ONE_JOB: Final = {"image": 1, "service": 20}
+
+
 # --- files and the journal (the edge) ---
 
 
@@ -262,6 +309,7 @@ class LogReader:
         self._source = source
         self._since, self._now = since, now
         self._environ = environ
+        self._bare = False
         self._zone = datetime.fromtimestamp(now, UTC).astimezone().tzinfo or UTC
 
     def __iter__(self) -> Iterator[Use]:
@@ -274,7 +322,7 @@ class LogReader:
             recent[key] = None
             if len(recent) > _RECENT:
                 recent.popitem(last=False)
-            yield use
+            yield replace(use, quoted=use.quoted and not self._bare)
 
     # A position in a file is `inode:offset:print`, the print being of the file's first bytes: so a
     # rotated file is found under its new name, and one that began anew is not taken for the old.
@@ -318,12 +366,16 @@ class LogReader:
                     skipping = True
                 elif skipping:
                     skipping = False
-                elif use := read_line(line.decode("utf-8", "replace"), self._now, self._zone):
+                elif use := self._read(line.decode("utf-8", "replace")):
                     time = status.st_mtime if use.time is None else use.time
                     yield replace(use, time=time)
                 offset += len(line)
         finally:
             self.position = f"{status.st_ino}:{offset}:{_print(file, offset)}"
+
+    def _read(self, line: str) -> Use | None:
+        self._bare = self._bare or is_bare(line)
+        return read_line(line, self._now, self._zone)
 
     def _journal(self, unit: str) -> Iterator[Use]:
         before = self.position
@@ -344,6 +396,7 @@ class LogReader:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
+                    self._bare = self._bare or is_bare(line)
                     cursor, use = read_entry(line, self._zone)
                     self.position = cursor or self.position
                     if use is not None:

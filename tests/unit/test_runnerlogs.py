@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prewarm.errors import PrewarmError
-from prewarm.runnerlogs import LogReader, Use, read_entry, read_line
+from prewarm.runnerlogs import Claims, LogReader, Use, read_entry, read_line
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC).timestamp()
 AT = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
@@ -404,3 +405,49 @@ def test_reader_of_the_journal_hands_no_secret_on(journal: dict[str, str], tmp_p
     seen = (tmp_path / "seen").read_text()
     assert "PATH=" in seen
     assert "hunter2" not in seen
+
+
+def test_read_line_json_with_a_key_twice_is_no_use() -> None:
+    assert read_line(JSON, NOW, UTC) is not None
+    assert read_line(JSON.replace('"job"', '"project": 4, "job"'), NOW, UTC) is None
+
+
+@pytest.mark.parametrize(("line", "quoted"), [(JSON, True), (TEXT, True), (RUNNER, False)])
+def test_read_line_tells_whether_its_format_quotes(line: str, *, quoted: bool) -> None:
+    use = read_line(line, NOW, UTC)
+    assert use is not None
+    assert use.quoted is quoted
+
+
+def bare(job: int, project: int, image: str = "evil:1", path: str | None = None) -> Use:
+    return Use(image, "image", NOW, job, project, path, quoted=False)
+
+
+def test_claims_of_a_forger_count_little() -> None:
+    claims = Claims({3: "team/app", 4: "team/other"})
+    assert claims.believed(bare(1, 3, path="team/app"))
+    # The lines that follow name the job again: for another image or another project.
+    assert not claims.believed(bare(1, 3, "worse:1"))
+    assert not claims.believed(bare(1, 4))
+    # Invented projects, and a path that is not the project's.
+    assert not any(claims.believed(bare(100 + n, 1000 + n)) for n in range(60))
+    assert not claims.believed(bare(2, 4, path="team/app"))
+    # What no author can write is believed all the same.
+    assert claims.believed(replace(bare(1, 99), quoted=True))
+
+
+def test_reader_believes_no_quoted_line_after_a_bare_one(tmp_path: Path) -> None:
+    log = tmp_path / "runner.log"
+
+    def quoted(*lines: str) -> list[bool]:
+        log.write_text("".join(f"{line}\n" for line in lines))
+        reader = LogReader(str(log), None, since=0.0, now=NOW, environ={})
+        return [use.quoted for use in reader]
+
+    assert quoted(JSON, DOCKER_JSON.replace("12", "13")) == [True, True]
+    # An image named "x", a line break, and a line as a JSON runner writes it.
+    assert quoted("Image configured for job      image_name=x", JSON) == [False]
+    assert quoted(DOCKER.replace("node:22", "x"), JSON) == [False, False]
+
+
+DOCKER_JSON = json.dumps({"log": JSON + "\n", "stream": "stderr", "time": "2026-03-04T05:06:07Z"})
