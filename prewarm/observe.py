@@ -36,7 +36,7 @@ from prewarm.plan import Holding, Seen, State
 from prewarm.platforms import ALL, Wanted
 from prewarm.probe import PROBE_REPOSITORY
 from prewarm.reference import InvalidReference, Reference
-from prewarm.registry import MANIFEST_LIMIT, Head, Registry
+from prewarm.registry import Head, Registry
 from prewarm.settings import Limits, Mirror, Upstream
 from prewarm.streak import Streak
 
