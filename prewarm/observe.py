@@ -21,6 +21,7 @@ from prewarm.demand import Want
 from prewarm.errors import Failure, PrewarmError, RegistryError
 from prewarm.ledger import SeenTag, Written
 from prewarm.manifest import (
+    MANIFEST_LIMIT,
     Descriptor,
     Manifest,
     ManifestError,
