@@ -1,4 +1,4 @@
-"""Backs off from a server that answers 429, all threads together and for a bounded time (pure)."""
+"""Backs off from a server that answers 429, all threads together and for a bounded time."""
 
 from __future__ import annotations
 
