@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from prewarm.budget import Moment, Spend
 from prewarm.clock import now as host_clock
 from prewarm.database import Rows
 from prewarm.ledger import Ledger, migrate
+from prewarm.manifest import OCI_MANIFEST, Manifest, digest_of
 from prewarm.postgresql import PostgresqlDatabase
 from prewarm.shared import SharedLedger
 from prewarm.site import Site
@@ -118,3 +120,15 @@ def new_database() -> PostgresqlStore:
 def lend(store: PostgresqlStore | None) -> None:
     """Let state machines have this database, or none."""
     _DATABASES[:] = [store] if store is not None else []
+
+
+def manifest_of(filling: str) -> Manifest:
+    """Return a manifest without layers, with this text in an annotation."""
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2}
+    document = {
+        "schemaVersion": 2,
+        "config": {**config, "digest": digest_of(b"{}")},
+        "layers": [],
+        "annotations": {"filling": filling},
+    }
+    return Manifest(OCI_MANIFEST, json.dumps(document, ensure_ascii=False).encode())

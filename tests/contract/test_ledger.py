@@ -39,7 +39,15 @@ from prewarm.ledger import (
     Written,
 )
 from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
-from tests.contract.stores import PostgresqlStore, SqliteStore, Store, new_database, opened, sql
+from tests.contract.stores import (
+    PostgresqlStore,
+    SqliteStore,
+    Store,
+    manifest_of,
+    new_database,
+    opened,
+    sql,
+)
 from tests.support.postgres import Postgres
 from tests.support.threads import failures_at_once
 
@@ -234,10 +242,11 @@ def test_reserve_and_extend_give_a_project_its_share_or_one_image(
 
 
 @pytest.mark.parametrize(
-    "content", [b"{}", b'{"a": "%s"}' % (b"b" * 2000), b"x", b"x" * (4 << 20), b"x\x9c" * 9]
+    "filling",
+    ["", "b" * 2000, "x" * (4 << 20), "x\u009c" * 9, random.Random(2).randbytes(99).hex()],
 )
-def test_keep_manifest_of_any_content_is_given_back(ledger: Ledger, content: bytes) -> None:
-    manifest = Manifest(OCI_MANIFEST, content)
+def test_keep_manifest_of_any_content_is_given_back(ledger: Ledger, filling: str) -> None:
+    manifest = manifest_of(filling)
     ledger.keep_manifest(manifest, at(0))
     assert ledger.manifest(manifest.digest) == manifest
 
@@ -245,9 +254,9 @@ def test_keep_manifest_of_any_content_is_given_back(ledger: Ledger, content: byt
 def test_shrink_manifests_forgets_the_unused_and_then_the_largest(ledger: Ledger) -> None:
     """A few giants of one project cost no other image its manifest, and so a pull."""
     chance = random.Random(1)
-    small = [Manifest(OCI_MANIFEST, chance.randbytes(900)) for _ in range(50)]
-    giants = [Manifest(OCI_MANIFEST, chance.randbytes(1 << 20)) for _ in range(8)]
-    old = Manifest(OCI_MANIFEST, chance.randbytes(5000))
+    small = [manifest_of(chance.randbytes(900).hex()) for _ in range(50)]
+    giants = [manifest_of(chance.randbytes(1 << 20).hex()) for _ in range(8)]
+    old = manifest_of(chance.randbytes(5000).hex())
     ledger.keep_manifest(old, at(0))
     for manifest in (*giants, *small):
         ledger.keep_manifest(manifest, at(3 * 86400))
@@ -952,7 +961,7 @@ def test_reserve_full_disk_is_an_error_with_a_cure(tmp_path: Path) -> None:
         pages = ledger._database.execute("PRAGMA page_count").fetchone()[0]
         ledger._database.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(PrewarmError, match=r"prewarm\.db cannot be used: .*full"):
-            ledger.keep_manifest(Manifest(OCI_MANIFEST, b"x" * 100_000), at(0))
+            ledger.keep_manifest(manifest_of(random.Random(3).randbytes(100_000).hex()), at(0))
         # What fits is still done, and nothing of what did not is left.
         reserved(ledger, 1, at(0))
         assert ledger.forget_manifests(unused_since=1e12) == 0
@@ -962,7 +971,7 @@ def test_reserve_full_disk_is_an_error_with_a_cure(tmp_path: Path) -> None:
 
 
 def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
-    old, used = Manifest(OCI_MANIFEST, b'{"a": 1}'), Manifest(OCI_MANIFEST, b'{"b": \xff}')
+    old, used = manifest_of("a"), manifest_of("b")
     ledger.keep_manifest(old, at(0))
     ledger.keep_manifest(used, at(0))
     ledger.use_manifests((used.digest, "sha256:" + "0" * 64), at(100))
@@ -973,7 +982,7 @@ def test_manifest_kept_is_returned_until_unused(ledger: Ledger) -> None:
 
 
 def test_manifest_damaged_content_is_none(ledger: Ledger) -> None:
-    manifest = Manifest(OCI_MANIFEST, b"{}")
+    manifest = manifest_of("")
     ledger.keep_manifest(manifest, at(0))
     sql(ledger, "UPDATE manifests SET content = :content", content=b"\0")
     assert ledger.manifest(manifest.digest) is None

@@ -22,7 +22,6 @@ from prewarm.database import LostError, UnreachableError
 from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
 from prewarm.history import DAY, Count, Key, Mark
 from prewarm.ledger import MIGRATIONS, Ledger, Refusal, Reservation, Told
-from prewarm.manifest import OCI_MANIFEST, Manifest
 from prewarm.postgresql import PostgresqlDatabase
 from prewarm.settings import Gitlab, Mirror, Runners, Settings
 from prewarm.shared import SharedLedger, examine, look, read
@@ -30,7 +29,7 @@ from prewarm.site import Site, demand_of, mirror_name, site_of
 from prewarm.state import exclusive
 from prewarm.usage import Row
 from prewarm.uses import PastScan
-from tests.contract.stores import sql
+from tests.contract.stores import manifest_of, sql
 from tests.support.postgres import Postgres
 from tests.support.threads import failures_at_once
 
@@ -401,7 +400,7 @@ def test_a_lost_connection_is_made_anew_and_nothing_is_forgotten(
 def test_look_is_a_copy_with_the_servers_clock_and_read_is_not(
     url: str, east: SharedLedger
 ) -> None:
-    east.keep_manifest(Manifest(OCI_MANIFEST, b'{"a": "\xff"}'), now())
+    east.keep_manifest(manifest_of("a"), now())
     write(east, LOCAL)
     used(east)
     step = east.reserve("r", "docker.io", "acme", "x", "d", 4, 4, Window(9), now())
@@ -414,7 +413,7 @@ def test_look_is_a_copy_with_the_servers_clock_and_read_is_not(
     with look(url, site, {}) as copy, read(url, site, {}) as live:
         for ledger in (copy, live):
             assert [one.image for one in ledger.written(LOCAL)] == [ALPINE]
-            assert ledger.manifest(Manifest(OCI_MANIFEST, b'{"a": "\xff"}').digest) is not None
+            assert ledger.manifest(manifest_of("a").digest) is not None
             (spend,) = ledger.spends("docker.io", "acme", now(), 60)
             assert spend.pulls == 4
             assert 0 <= spend.age < 60

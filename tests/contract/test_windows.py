@@ -222,8 +222,9 @@ class Process:
         self.ledger = site.open()
         self.over: set[int] = set()
         self.upstreams = {
-            name: UpstreamSite(Upstream(name, ""), cast(Registry, site.upstreams[name]), "acme")
+            name: UpstreamSite(Upstream(name, ""), registry, "acme", public=registry)
             for name in LENGTHS
+            for registry in [cast(Registry, site.upstreams[name])]
         }
         mirrors = [MirrorSite(Mirror("http://mirror", "http://mirror"), cast(Registry, mirror))]
         self.observer = Observer(self.upstreams, mirrors, self.ledger, self.clock)
