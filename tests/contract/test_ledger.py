@@ -243,7 +243,7 @@ def test_reserve_and_extend_give_a_project_its_share_or_one_image(
 
 @pytest.mark.parametrize(
     "filling",
-    ["", "b" * 2000, "x" * (4 << 20), "x\u009c" * 9, random.Random(2).randbytes(99).hex()],
+    ["", "b" * 2000, "x" * 4_000_000, "x\u009c" * 9, random.Random(2).randbytes(99).hex()],
 )
 def test_keep_manifest_of_any_content_is_given_back(ledger: Ledger, filling: str) -> None:
     manifest = manifest_of(filling)
