@@ -22,6 +22,7 @@ from tests.support.tour import PINS, recordings
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
+SECURITY = ROOT / "SECURITY.md"
 MODULES = sorted((ROOT / "prewarm").glob("*.py"))
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")
 CODE_ARGUMENTS = {
@@ -274,6 +275,13 @@ def test_docs_link_only_to_what_is_there(path: Path) -> None:
         target = path.parent / name if name else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_security_page_names_only_tests_that_exist() -> None:
+    named = re.findall(r"`([a-z0-9]+/test_\w+\.py)(?:::(\w+))?`", SECURITY.read_text())
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}" in (ROOT / "tests" / file).read_text(), (file, test)
 
 
 def test_map_of_the_docs_has_every_page() -> None:
