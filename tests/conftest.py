@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.sandbox import Registry, Sandbox
@@ -28,6 +29,10 @@ _SETTINGS = (
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
 )
+
+# On a busy machine the time of one example says nothing of the code.
+hypothesis.settings.register_profile("prewarm", deadline=None)
+hypothesis.settings.load_profile("prewarm")
 
 # Under nohup SIGHUP is ignored, and every program that a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
