@@ -442,7 +442,13 @@ TARGETS: Final = (
     Target(
         "reference",
         _reference,
-        ["golang:1.22", f"quay.io:443/a/b-c__d@{_DIGEST}", "localhost/x/y:z", "[::1]:5000/a"],
+        [
+            "golang:1.22",
+            f"quay.io:443/a/b-c__d@{_DIGEST}",
+            "localhost/x/y:z",
+            "[::1]:5000/a",
+            "a_1/b",
+        ],
         _tokens(
             "/¦:¦@¦.¦_¦-¦A¦0¦z¦1_5000/a¦__¦docker.io/¦index.docker.io/¦library/¦sha256:¦localhost¦"
             "1_5000¦http://¦$X¦é¦xn--a.b:5",
@@ -457,6 +463,7 @@ TARGETS: Final = (
             'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="a:b:pull"',
             'Basic realm="x", Bearer realm=y, error="invalid_token"',
             "Negotiate abc==, Basic",
+            r'Bearer realm="a \"quoted\" word"',
         ],
         _tokens(
             'Bearer ¦Basic¦,¦=¦"¦\\¦\\"¦ ¦realm=¦scope¦;¦a',
@@ -502,6 +509,8 @@ TARGETS: Final = (
         [
             _CI,
             "spec: {inputs: {a: {default: x}}}\n---\nj: {image: 'a:$[[ inputs.a | truncate(0,1) ]]'}\n",
+            "j: {image: 'golang:1', services: ['redis:7', $A:1]}\n",
+            "image: node:22\n",
         ],
         _YAML_TOKENS,
         documents=[_JOBS],
@@ -511,7 +520,12 @@ TARGETS: Final = (
     Target(
         "yaml",
         _yaml,
-        [_CI, "a: &a {b: [1, 2]}\nc: {<<: *a, d: *a}\n", '"text"'],
+        [
+            _CI,
+            "a: &a {b: [1, 2]}\nc: {<<: *a, d: *a}\n",
+            '"text"',
+            "[0x1f, 0b11, 010, 1_000, -5, 1.5e3]\n",
+        ],
         _YAML_TOKENS,
         documents=[_JOBS],
     ),
