@@ -31,10 +31,14 @@ from prewarm.registry import Registry
 from prewarm.relay import Relay
 from prewarm.transport import Blob
 from tests.e2e.host import wait_until
-from tests.real.scripted import Scripted, reply
+from tests.real.scripted import Scripted, bearer, error, query, reply, token
 from tests.sandbox import Fault, Image, Layer, Sandbox
+from tests.sandbox.access import read_path
 from tests.sandbox.authority import Authority
 from tests.sandbox.images import digest_of
+from tests.sandbox.server import Server, Site
+from tests.sandbox.tap import Tap
+from tests.sandbox.tokens import login as account_of
 from tests.sandbox.wire import Request, Response
 from tests.support.stranger import needs_root, stranger
 
@@ -244,6 +248,90 @@ def test_mirror_that_sends_uploads_elsewhere_gets_no_request_sent_there(
             assert relay.failure is not None
             assert relay.failure.code == "mirror-bad-redirect"
     assert inner.requests == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_mirror_in_tls_is_written_to_where_its_authority_is_trusted(
+    box: Sandbox, gate: Gate, hub: Registry, tmp_path: Path, quick: None, trusted: bool
+) -> None:
+    """skopeo speaks with the gate alone, so it needs no certificate of the mirror."""
+    image = box.push(REPOSITORY, "1", single=True)
+    authority = Authority(tmp_path / "ca")
+    with (
+        Server(box.taps[0], tls=authority.server_context(["127.0.0.1"])) as mirror,
+        closing(Skopeo(tmp_path, mirror.url, gate)) as copier,
+    ):
+        ca = authority.ca if trusted else None
+        copier.mirror = Registry(mirror.url, mirror.url, role="mirror", ca=ca, environ={})
+        offer = offer_of(image, hub)
+        relay = copier.relay(offer)
+        result = copier.copy(offer)
+    if trusted:
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert box.mirrors[0].manifest(REPOSITORY, image.digest) is not None
+        return
+    assert result.returncode != 0
+    assert relay.failure is not None
+    assert relay.failure.code == "mirror-tls"
+    assert box.taps[0].access == []
+
+
+class TokenMirror(Site):
+    """A mirror that answers to tokens alone, each for what its scope names."""
+
+    def __init__(self, mirror: Tap, login: Login) -> None:
+        super().__init__()
+        self.mirror = mirror
+        self.accounts = {login.username: login.secret}
+        self.scopes: dict[str, str] = {}
+        """Of the tokens that were issued."""
+
+    def respond(self, request: Request) -> Response:
+        if request.path == "/token":
+            if not account_of(request, self.accounts):
+                return error(401, "UNAUTHORIZED")
+            name = f"t{len(self.scopes)}"
+            self.scopes[name] = query(request)["scope"][0]
+            return token(name)
+        repository = read_path(request.path).repository
+        actions = "pull" if request.method in {"GET", "HEAD"} else "pull,push"
+        wanted = f"repository:{repository}:{actions}"
+        held = self.scopes.get(request.headers.get("authorization", "").removeprefix("Bearer "), "")
+        if held != wanted and held != f"repository:{repository}:pull,push":
+            challenge = bearer(f"{request.scheme}://{request.host}/token") + f',scope="{wanted}"'
+            return error(401, "UNAUTHORIZED", www_authenticate=challenge)
+        return self.mirror.respond(request)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_mirror_with_tokens_is_written_to_with_those_of_its_login(
+    box: Sandbox, gate: Gate, hub: Registry, tmp_path: Path, quick: None, known: bool
+) -> None:
+    image = box.push(REPOSITORY, "1", single=True)
+    login = Login("pusher", "sesame")
+    site = TokenMirror(box.taps[0], login)
+    with Server(site) as mirror, closing(Skopeo(tmp_path, mirror.url, gate)) as copier:
+        copier.mirror = Registry(
+            mirror.url,
+            mirror.url,
+            role="mirror",
+            environ={},
+            credentials=lambda _: login if known else None,
+        )
+        offer = offer_of(image, hub)
+        relay = copier.relay(offer)
+        result = copier.copy(offer)
+    assert "Bearer" not in result.stderr
+    if known:
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert box.mirrors[0].manifest(REPOSITORY, image.digest) is not None
+        assert f"repository:{REPOSITORY}:pull,push" in site.scopes.values()
+        return
+    assert result.returncode != 0
+    assert relay.failure is not None
+    assert relay.failure.code == "mirror-unauthorized"
+    assert site.scopes == {}
+    assert box.mirrors[0].manifest(REPOSITORY, image.digest) is None
 
 
 # What may be written
