@@ -13,7 +13,9 @@ LIMITS: Final[dict[str, dict[str, object]]] = {
     "prewarm.registry": {"_BACKOFF": (0.02, 0.1), "_LIMITED_BACKOFF": (0.02, 0.1)},
     "prewarm.gitlab_client": {"TIMEOUT": 2.0, "_BACKOFF": 0.01},
     "prewarm.postgresql": {"PATIENCE": 1.0, "FIRST_PATIENCE": 0.5},
-    "prewarm.copying": {"_BASE_TIMEOUT": 20.0},
+    "prewarm.observe": {"_PAUSES": (0.02, 0.1)},
+    "prewarm.purchase": {"_PAUSE": (0.02, 0.1)},
+    "prewarm.copying": {"_BASE_TIMEOUT": 20.0, "_PAUSE": (0.02, 0.1)},
 }
 """By module, in the order in which to import them: some take another's when they are loaded."""
 
