@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -573,6 +574,7 @@ def test_plan_gives_a_project_its_share_of_a_window_or_one_image(case: tuple[Wor
     world, share = case
     window = world.hub.window
     spent: dict[str | None, int] = {None: 0, "team/a": 0, "team/b": 0}
+    users = Counter((want.reference.name, seen.key) for want, seen in world.demand)
     for spend in world.hub.spends:
         spent[only_project(spend.payers)] += spend.pulls if spend.leaves_in(window) > 0 else 0
     for step in planned(world.demand, world.hub, replace(Limits(), pulls_per_project=share)).steps:
@@ -587,7 +589,9 @@ def test_plan_gives_a_project_its_share_of_a_window_or_one_image(case: tuple[Wor
             )
             assert soonest is not None
             assert step.until is not None
-            assert step.until - NOW >= soonest - 0.001
+            # A tag of the same digest may come first, at the cost of others.
+            alone = users[step.want.reference.name, step.seen.key] == 1
+            assert not alone or step.until - NOW >= soonest - 0.001
         elif isinstance(step, Copy) and project is not None and window.capacity is not None:
             assert not price or not spent[project] or spent[project] + price <= share
             spent[project] += price
