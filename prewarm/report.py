@@ -136,6 +136,8 @@ def distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 def _of_all(problem: Problem) -> bool:
     """Whether a problem is that of a whole registry, not of one image on it."""
+    if problem.code == "mirror-unauthorized":
+        return True  # a login is missing, whichever image met that first
     if problem.code.startswith("mirror-"):
         return problem.problem.startswith((f"{problem.where}: ", f"{problem.where} "))
     return problem.code in UPSTREAM_CODES

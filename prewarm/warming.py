@@ -21,6 +21,7 @@ from prewarm.manifest import Descriptor, Manifest, wanted_children
 from prewarm.observe import MirrorSite, Observer, UpstreamSite, no_platform
 from prewarm.plan import Cost, Defer, Fail, Step, cost, cost_of
 from prewarm.purchase import Bill, EndedError, Purchasing, too_many
+from prewarm.reference import Reference
 from prewarm.settings import Limits
 
 _TRIES = 2
@@ -177,7 +178,8 @@ class Warming:
         if head.limit is not None and head.limit.remaining <= 0:
             text = f"{name} has no pulls left for {site.url}"
             return RegistryError("upstream-quota", text, wait)
-        return _unlike(site, f"does not get {reference.familiar} from {name}, which has it")
+        text = f"does not get {reference.familiar} from {name}, which has it"
+        return _unlike(site, reference, text)
 
     def _follow(
         self,
@@ -201,9 +203,8 @@ class Warming:
         head = upstream.head(reference.repository, reference.selector, self.observer.clock)
         if head.descriptor.digest != manifest.digest:
             name = upstream.settings.name
-            raise _unlike(
-                site, f"serves {manifest.digest} as {reference.familiar}, which {name} does not"
-            )
+            text = f"serves {manifest.digest} as {reference.familiar}, which {name} does not"
+            raise _unlike(site, reference, text)
         descriptor = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
         image.step = replace(image.step, seen=replace(image.seen, descriptor=descriptor))
         image.manifests.clear()
@@ -269,9 +270,9 @@ class Warming:
         return size
 
 
-def _unlike(site: MirrorSite, text: str) -> RegistryError:
+def _unlike(site: MirrorSite, reference: Reference, text: str) -> RegistryError:
     return RegistryError(
         "mirror-upstream",
-        f"{site.url}: {text}",
+        f"{site.url}/{reference.mirror_repository}: {text}",
         "look at its log: its proxy: must name Docker Hub, with the login that prewarm uses",
     )

@@ -142,7 +142,7 @@ def attempt(name, *args):
     else:
         print(0)
 attempt(socket.socket, socket.AF_INET)
-attempt(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW)
+attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)
 attempt(mmap.mmap, -1, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 attempt(mmap.mmap, -1, 4096, mmap.MAP_PRIVATE, mmap.PROT_WRITE | mmap.PROT_EXEC)
 attempt(os.nice, 1)

@@ -482,20 +482,21 @@ def test_sync_proxy_declared_as_push_fails_before_it_is_asked_for_a_manifest(
     assert gets(host) == 0
 
 
-def test_sync_mirror_of_another_upstream_is_told_and_given_up_after_three_images(
+def test_sync_mirror_of_another_upstream_is_told_and_given_up_after_twelve_images(
     host: Host, box: Sandbox
 ) -> None:
-    many(box, 6)
+    many(box, 16)
     with Sandbox(mirrors=0) as elsewhere, Cache(box, "odd", elsewhere.hub.url) as cache:
         elsewhere.push("library/app0", "1", name="something else")
-        pins = [f"app{n}:1" for n in range(6)]
+        pins = [f"app{n}:1" for n in range(16)]
         configure(host, cache, pins, limits={"parallel": 1})
         done = sync(host, cache, code=1)
         codes = {image["error"]["code"] for image in done.report["images"]}
         assert codes == {"mirror-upstream"}
         assert {problem["where"] for problem in done.report["problems"]} == {cache.url}
-        assert len({entry.repository for entry in cache.tap.access.of("manifest")}) <= 4
-        assert host.charged() <= 4
+        # Fewer prove nothing: three images of one author may fail so at a proxy that is right.
+        assert len({entry.repository for entry in cache.tap.access.of("manifest")}) <= 13
+        assert host.charged() <= 13
 
 
 def test_sync_mirror_with_a_damaged_blob_is_not_called_warm(host: Host, cache: Cache) -> None:
