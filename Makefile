@@ -19,11 +19,13 @@ clients: ## set-up with the container engines that only `make check` needs
 demo: setup ## show a sync at work, with a stand-in for Docker Hub and GitLab on this machine
 	@$(bin)/python -m tests.sandbox.demo
 
-check: clients ## all that CI checks: format, lint, types, tests
+check: clients ## all that CI checks: format, lint, imports, types, tests
 	$(heading) 'format (ruff format)'
 	@$(bin)/ruff format --check
 	$(heading) 'lint (ruff check)'
 	@$(bin)/ruff check --quiet
+	$(heading) 'imports (lint-imports)'
+	@$(bin)/lint-imports --no-logo --no-cache
 	$(heading) 'types (mypy)'
 	@$(bin)/mypy
 	$(heading) 'tests (pytest)'

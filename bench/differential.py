@@ -31,10 +31,11 @@ from typing import Any, Final, Literal
 
 import click
 
-from prewarm import ciyaml
-from prewarm.definitions import base_name, flat, is_job, read_definition
-from prewarm.evaluate import Evaluation, evaluate_file
-from tests.unit import test_corpus, test_definitions, test_evaluate
+from prewarm.core.usage import base_name
+from prewarm.discovery import ci_yaml
+from prewarm.discovery.ci_evaluate import Evaluation, evaluate_file
+from prewarm.discovery.ci_jobs import flat, is_job, read_definition
+from tests.unit.discovery import test_ci_evaluate, test_ci_jobs, test_corpus
 
 VERSION: Final = "4.73.0"
 """The newest that runs on Node 20: 4.74 and later call Set.prototype.union, of Node 22."""
@@ -116,8 +117,8 @@ class UnavailableError(Exception):
 
 def own_cases() -> list[Case]:
     """Return the definitions of the unit tests, completed to what gitlab-ci-local accepts."""
-    single = {name: {_ROOT: text} for name, (text, _) in test_definitions.CASES.items()}
-    several = {name: files for name, (files, _) in test_evaluate.CASES.items()}
+    single = {name: {_ROOT: text} for name, (text, _) in test_ci_jobs.CASES.items()}
+    several = {name: files for name, (files, _) in test_ci_evaluate.CASES.items()}
     return [Case(name, _completed(files)) for name, files in (single | several).items()]
 
 
@@ -247,7 +248,7 @@ def compare(program: Path, case: Case) -> Compared:
 
 def judged(case: Case, found: Evaluation, preview: str, reason: str) -> Compared:
     """Return the verdict on a preview; `reason` is that of a difference, where one is known."""
-    (content, *_) = ciyaml.read(preview.encode()).documents
+    (content, *_) = ci_yaml.read(preview.encode()).documents
     if not isinstance(content, dict):
         return Compared(case.name, "no answer", "a preview that is no mapping")
     ours = frozenset((image.job, image.kind, image.text) for image in found.images)
@@ -273,8 +274,8 @@ def _printed(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _include_rules(file: Path) -> bool:
     """Whether a file includes another under rules."""
     try:
-        documents = ciyaml.read(file.read_bytes()).documents
-    except (ciyaml.Unreadable, OSError):
+        documents = ci_yaml.read(file.read_bytes()).documents
+    except (ci_yaml.Unreadable, OSError):
         return False
     includes = (one.get("include") for one in documents if isinstance(one, dict))
     entries = (entry for one in includes for entry in flat([one], 500))

@@ -16,8 +16,8 @@ from typing import Final
 
 import click
 
-from prewarm.history import DAY
-from prewarm.simulate import (
+from prewarm.core.usage import DAY, DayUses
+from prewarm.planning.simulate import (
     Course,
     Record,
     Recorded,
@@ -27,7 +27,6 @@ from prewarm.simulate import (
     planned,
     simulate,
 )
-from prewarm.usage import DayUses
 
 PAGE: Final = Path(__file__).parents[1] / "docs/forecast.md"
 IMAGES: Final = 2000

@@ -7,16 +7,16 @@ import random
 import time
 from typing import Final
 
-from prewarm.budget import Spend, Window
-from prewarm.cli import GARBAGE
-from prewarm.demand import Want
-from prewarm.manifest import OCI_INDEX, Descriptor, digest_of
-from prewarm.plan import Holding, Quota, Seen, State, plan
-from prewarm.platforms import DEFAULT
-from prewarm.rank import ranked
-from prewarm.reference import parse
-from prewarm.settings import DOCKER_HUB, Limits
-from prewarm.shares import payers_of
+from prewarm.cli.main import GARBAGE
+from prewarm.core.budget import Spend, Window
+from prewarm.core.manifest import OCI_INDEX, Descriptor, digest_of
+from prewarm.core.platforms import DEFAULT
+from prewarm.core.reference import parse
+from prewarm.core.settings import DOCKER_HUB, Limits
+from prewarm.core.shares import payers_of
+from prewarm.planning.demand import Want
+from prewarm.planning.plan import Holding, Quota, Seen, State, plan
+from prewarm.planning.ranking import ranked
 
 IMAGES: Final = 100_000
 ROUNDS: Final = 3

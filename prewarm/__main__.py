@@ -1,5 +1,5 @@
 """`python -m prewarm`."""
 
-from prewarm.cli import main
+from prewarm.cli.main import main
 
 main()

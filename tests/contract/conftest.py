@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.ledger import Ledger
+from prewarm.state.ledger import Ledger
 from tests.contract.stores import PostgresqlStore, SqliteStore, Store, lend
 from tests.support.postgres import Postgres
 

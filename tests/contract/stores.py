@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from prewarm.budget import Moment, Spend
-from prewarm.clock import now as host_clock
-from prewarm.database import Rows
-from prewarm.ledger import Ledger, migrate
-from prewarm.manifest import OCI_MANIFEST, Manifest, digest_of
-from prewarm.postgresql import PostgresqlDatabase
-from prewarm.shared import SharedLedger
-from prewarm.site import Site
+from prewarm.core.budget import Moment, Spend
+from prewarm.core.manifest import OCI_MANIFEST, Manifest, digest_of
+from prewarm.state.clock import now as host_clock
+from prewarm.state.database import Rows
+from prewarm.state.ledger import Ledger, migrate
+from prewarm.state.postgresql import PostgresqlDatabase
+from prewarm.state.shared import SharedLedger
+from prewarm.state.tenant import Site
 
 Clock = Callable[[], Moment]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import Ledger
-from prewarm.usage import Row
-from prewarm.uses import ImageUser, LogKey
+from prewarm.core.records import ImageUser, LogKey
+from prewarm.core.usage import DAY, Count, Key, Mark, Row
+from prewarm.state.ledger import Ledger
 
 TODAY = 19_014
 NOW = TODAY * float(DAY)

@@ -18,19 +18,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from prewarm import ledger as ledger_module
-from prewarm.budget import Moment, Spend, Window
-from prewarm.clock import now as host_clock
-from prewarm.errors import PrewarmError, UsageError
-from prewarm.ledger import (
-    MIGRATIONS,
+from prewarm.core.budget import Moment, Spend, Window
+from prewarm.core.errors import PrewarmError, UsageError
+from prewarm.core.manifest import OCI_MANIFEST, Descriptor, Manifest
+from prewarm.core.records import (
     REPORTS_KEPT,
     SERIES_SECONDS,
     STEP_SECONDS,
     Copied,
     Covered,
     Known,
-    Ledger,
     Pushed,
     Refusal,
     Reservation,
@@ -38,7 +35,9 @@ from prewarm.ledger import (
     TagMove,
     Written,
 )
-from prewarm.manifest import OCI_MANIFEST, Descriptor, Manifest
+from prewarm.state import ledger as ledger_module
+from prewarm.state.clock import now as host_clock
+from prewarm.state.ledger import MIGRATIONS, Ledger
 from tests.contract.stores import (
     PostgresqlStore,
     SqliteStore,
@@ -686,9 +685,9 @@ def test_reserve_many_threads_get_exactly_the_budget(ledger: Ledger) -> None:
 
 TAKE = """
 import sys, time
-from prewarm.budget import Window
-from prewarm.clock import now
-from prewarm.ledger import Reservation
+from prewarm.core.budget import Window
+from prewarm.state.clock import now
+from prewarm.core.records import Reservation
 from tests.contract.stores import opened
 tries = taken = 0
 with opened(sys.argv[1]) as ledger:
@@ -738,8 +737,8 @@ def test_reserve_many_processes_get_exactly_the_budget(store: Store) -> None:
 
 DIE = """
 import sys, time
-from prewarm.budget import Window
-from prewarm.clock import now
+from prewarm.core.budget import Window
+from prewarm.state.clock import now
 from tests.contract.stores import opened
 ledger = opened(sys.argv[1])
 ledger.reserve("run", "docker.io", "acme", "library/x", "sha256:0", 4, 5, Window(10), now())

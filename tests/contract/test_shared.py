@@ -15,20 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from prewarm import postgresql, shared
-from prewarm.budget import Window
-from prewarm.clock import now
-from prewarm.database import LostError, UnreachableError
-from prewarm.errors import AlreadyRunningError, PrewarmError, UsageError
-from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import MIGRATIONS, Ledger, Refusal, Reservation, Told
-from prewarm.postgresql import PostgresqlDatabase
-from prewarm.settings import Gitlab, Mirror, Runners, Settings
-from prewarm.shared import SharedLedger, examine, look, read
-from prewarm.site import Site, demand_of, mirror_name, site_of
-from prewarm.state import exclusive
-from prewarm.usage import Row
-from prewarm.uses import PastScan
+from prewarm.core.budget import Window
+from prewarm.core.errors import AlreadyRunningError, PrewarmError, UsageError
+from prewarm.core.records import PastScan, Refusal, Reservation, Told
+from prewarm.core.settings import Gitlab, Mirror, Runners, Settings
+from prewarm.core.usage import DAY, Count, Key, Mark, Row
+from prewarm.state import postgresql, shared
+from prewarm.state.clock import now
+from prewarm.state.database import LostError, UnreachableError
+from prewarm.state.ledger import MIGRATIONS, Ledger
+from prewarm.state.location import exclusive
+from prewarm.state.postgresql import PostgresqlDatabase
+from prewarm.state.shared import SharedLedger, examine, look, read
+from prewarm.state.tenant import Site, demand_of, mirror_name, site_of
 from tests.contract.stores import manifest_of, sql
 from tests.support.postgres import Postgres
 from tests.support.threads import failures_at_once
@@ -275,8 +274,8 @@ def test_demand_that_nobody_scans_for_is_forgotten(url: str, east: SharedLedger)
 
 SCAN = """
 import sys, time
-from prewarm.shared import SharedLedger
-from prewarm.site import Site
+from prewarm.state.shared import SharedLedger
+from prewarm.state.tenant import Site
 with SharedLedger.connect(sys.argv[1], Site("east", {}, "demand"), {}) as ledger:
     with ledger.scanning() as alone:
         print(alone, flush=True)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from prewarm import ledger as ledger_module
-from prewarm.errors import Problem
-from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import MIGRATIONS, Ledger
-from prewarm.usage import LOUD, DayUses, Row, UnresolvedImage, UsedImage
-from prewarm.uses import LogKey, PastScan
+from prewarm.core.errors import Problem
+from prewarm.core.records import LogKey, PastScan
+from prewarm.core.usage import DAY, LOUD, Count, DayUses, Key, Mark, Row, UnresolvedImage, UsedImage
+from prewarm.state import ledger as ledger_module
+from prewarm.state.ledger import MIGRATIONS, Ledger
 
 DAY_0 = 19_000
 NOW = (DAY_0 + 14) * float(DAY)

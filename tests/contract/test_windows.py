@@ -19,21 +19,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from prewarm.budget import Limit, Moment, Window
-from prewarm.demand import Want
-from prewarm.errors import RegistryError
-from prewarm.image import Image
-from prewarm.ledger import Ledger
-from prewarm.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
-from prewarm.observe import MirrorSite, Observer, UpstreamSite
-from prewarm.plan import Copy, Defer, Fail, Fresh, Quota, Skip, Step, Tag, plan
-from prewarm.platforms import Platform, Wanted
-from prewarm.purchase import EndedError, Purchasing
-from prewarm.rank import ranked
-from prewarm.reference import Reference, parse
-from prewarm.registry import Head, Registry
-from prewarm.settings import Limits, Mirror, Upstream
-from prewarm.shares import only_project
+from prewarm.core.budget import Limit, Moment, Window
+from prewarm.core.errors import RegistryError
+from prewarm.core.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
+from prewarm.core.platforms import Platform, Wanted
+from prewarm.core.reference import Reference, parse
+from prewarm.core.settings import Limits, Mirror, Upstream
+from prewarm.core.shares import only_project
+from prewarm.planning.demand import Want
+from prewarm.planning.plan import Copy, Defer, Fail, Fresh, Quota, Skip, Step, Tag, plan
+from prewarm.planning.ranking import ranked
+from prewarm.registry.client import Head, Registry
+from prewarm.state.ledger import Ledger
+from prewarm.sync.fetch import EndedError, Purchasing
+from prewarm.sync.inspect import MirrorSite, Observer, UpstreamSite
+from prewarm.sync.task import Image
 from tests.contract.stores import SqliteStore, Store, new_database
 
 HUB, QUAY = "docker.io", "quay.io"

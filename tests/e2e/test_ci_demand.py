@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prewarm.usage import UNUSED_MAX
+from prewarm.discovery.evidence import UNUSED_MAX
 from tests.e2e import host
 from tests.e2e.host import Host, Sync
 from tests.sandbox import Sandbox, ci_load

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prewarm import __version__
-from prewarm.cli import cli
+from prewarm.cli.main import cli
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
 from tests.support.process import Finished, run_on_terminal, run_prewarm, start_prewarm

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prewarm import clock
-from prewarm.ledger import Ledger
+from prewarm.state import clock
+from prewarm.state.ledger import Ledger
 from tests.e2e.host import wait_until
 from tests.sandbox import Registry
 from tests.sandbox.authority import Authority

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.site import canonical
+from prewarm.state.tenant import canonical
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
 from tests.support.process import run_prewarm

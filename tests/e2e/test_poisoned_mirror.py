@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prewarm.manifest import Manifest, index_for
-from prewarm.platforms import parse_platform
+from prewarm.core.manifest import Manifest, index_for
+from prewarm.core.platforms import parse_platform
 from tests.e2e.host import Host, Sync
 from tests.sandbox import Image, Sandbox, build_image
 from tests.sandbox.images import Family, push

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from prewarm.platforms import Platform
-from prewarm.probe import PROBE_REPOSITORY, make_probe
-from prewarm.registry import Registry
+from prewarm.clients.probe_image import make_probe
+from prewarm.core.platforms import Platform
+from prewarm.core.reference import PROBE_REPOSITORY
+from prewarm.registry.client import Registry
 from tests.e2e.host import Host, wait_until
 from tests.sandbox import Sandbox
 from tests.support.process import start_prewarm

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prewarm import clock
-from prewarm.state import exclusive, locks_for
+from prewarm.state import clock
+from prewarm.state.location import exclusive, locks_for
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
 from tests.sandbox.faults import Fault

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prewarm import clock
-from prewarm.ledger import Ledger
+from prewarm.state import clock
+from prewarm.state.ledger import Ledger
 from tests.e2e.host import Host
 from tests.sandbox import Sandbox
 from tests.sandbox.gitlab import TOKEN, Gitlab

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prewarm.history import DAY
+from prewarm.core.usage import DAY
 from tests.sandbox.gitlab import TOKEN, Gitlab
 from tests.support.process import Finished, run_on_terminal, run_prewarm
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prewarm.manifest import OCI_MANIFEST, digest_of
+from prewarm.core.manifest import OCI_MANIFEST, digest_of
 from tests.e2e.host import Host, wait_until
 from tests.real import dripping
 from tests.real.dripping import Dripping, Pieces, at_once

@@ -15,10 +15,10 @@ from tests.sandbox import Fault, Sandbox
 from tests.support.process import private_env
 
 SCALED = """
-import prewarm.copying, prewarm.transport
-from prewarm.cli import main
-prewarm.copying.STALLED = 3.0
-prewarm.transport.LEAST_FOR = prewarm.transport.BLOB_TIMEOUT = 2.0
+import prewarm.sync.executor, prewarm.registry.transport
+from prewarm.cli.main import main
+prewarm.sync.executor.STALLED = 3.0
+prewarm.registry.transport.LEAST_FOR = prewarm.registry.transport.BLOB_TIMEOUT = 2.0
 main()
 """
 """prewarm with time limits for the patience of a test."""

@@ -66,8 +66,8 @@ def page(rows: Mapping[tuple[str, str], tuple[str, ...]]) -> str:
 
 
 def _lines(rows: Mapping[tuple[str, str], tuple[str, ...]]) -> Iterator[str]:
-    from prewarm.registry import RETRY_FOR
-    from prewarm.transport import CONNECT_TIMEOUT, READ_TIMEOUT
+    from prewarm.registry.client import RETRY_FOR
+    from prewarm.registry.transport import CONNECT_TIMEOUT, READ_TIMEOUT
 
     yield _HEAD.format(
         read=f"{READ_TIMEOUT:g}", connect=f"{CONNECT_TIMEOUT:g}", retry=f"{RETRY_FOR:g}"

@@ -1,7 +1,7 @@
 """The readers of hostile input, each with what must hold whatever it is given.
 
-Every input here was written by a stranger: the author of a `.gitlab-ci.yml`, of a job's script or of
-an image, a registry, or whoever may append to a log.
+Every input here was written by a stranger: the author of a `.gitlab-ci.yml`, of a job's script or
+of an image, a registry, or whoever may append to a log.
 """
 
 # ruff: noqa: E501 - the lines of logs stand as they are printed
@@ -17,12 +17,10 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
-from prewarm import ciyaml, config, headers
-from prewarm.checkout import Unavailable
-from prewarm.ciyaml import Quotation, Unreadable
-from prewarm.errors import ConfigError, UsageError
-from prewarm.evaluate import evaluate
-from prewarm.manifest import (
+from prewarm.config import reader as config
+from prewarm.config.schema import example
+from prewarm.core.errors import ConfigError, UsageError
+from prewarm.core.manifest import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
@@ -34,8 +32,8 @@ from prewarm.manifest import (
     valid_digest,
     wanted_children,
 )
-from prewarm.platforms import ALL, Platform, Wanted
-from prewarm.reference import (
+from prewarm.core.platforms import ALL, Platform, Wanted
+from prewarm.core.reference import (
     DOCKER_HUB,
     InvalidReference,
     folder_of,
@@ -43,9 +41,13 @@ from prewarm.reference import (
     parse_registry,
     parse_repository,
 )
-from prewarm.runnerlogs import Use, read_entry, read_line
-from prewarm.schema import example
-from prewarm.traces import RUNNER_IMAGES, TOOL_IMAGES, Trace, read
+from prewarm.discovery import ci_yaml
+from prewarm.discovery.checkout import Unavailable
+from prewarm.discovery.ci_evaluate import evaluate
+from prewarm.discovery.ci_yaml import Quotation, Unreadable
+from prewarm.discovery.job_log import RUNNER_IMAGES, TOOL_IMAGES, Trace, read
+from prewarm.discovery.runner_log import Use, read_entry, read_line
+from prewarm.registry import headers
 from tests.fuzz.engine import Target, plain
 
 _DIGEST: Final = "sha256:" + "0123456789abcdef" * 4
@@ -219,7 +221,7 @@ def _definition(data: bytes) -> None:
 
 def _yaml(data: bytes) -> None:
     try:
-        found = ciyaml.read(data)
+        found = ci_yaml.read(data)
     except Unreadable as error:
         plain(str(error), _LINE)
         return
@@ -229,13 +231,14 @@ def _yaml(data: bytes) -> None:
     for document in found.documents:
         for value in _values(document):
             assert value is None or isinstance(value, str | int | float | bool | Quotation)
-    text = ciyaml.text_of(found.documents[0]) if found.documents else None
+    text = ci_yaml.text_of(found.documents[0]) if found.documents else None
     if text is not None:
-        assert ciyaml.read(json.dumps(text, ensure_ascii=False).encode()).documents == (text,)
+        assert ci_yaml.read(json.dumps(text, ensure_ascii=False).encode()).documents == (text,)
 
 
 def _values(document: Any) -> Iterator[Any]:
-    """Yield the scalars of a document, each collection once: aliases may name one a million times."""
+    """Yield the scalars of a document, each collection once: aliases may name one a million
+    times."""
     todo, seen = [(document, 1)], set()
     while todo:
         value, depth = todo.pop()

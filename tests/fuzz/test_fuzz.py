@@ -14,17 +14,10 @@ from typing import Any, Final
 
 import pytest
 
-from prewarm import (
-    ciyaml,
-    config,
-    definitions,
-    headers,
-    manifest,
-    reference,
-    runnerlogs,
-    schema,
-    traces,
-)
+from prewarm.config import reader, schema
+from prewarm.core import manifest, reference
+from prewarm.discovery import ci_jobs, ci_yaml, job_log, runner_log
+from prewarm.registry import headers
 from tests.fuzz import engine
 from tests.fuzz.engine import Target, TooSlowError
 from tests.fuzz.targets import TARGETS
@@ -80,15 +73,15 @@ PLANTED: Final = [
     ("headers", headers, "_COUNT", pattern(r"\s*(-?[0-9]+)\s*(?:;w=([0-9]+))?.*")),
     ("headers", headers, "_SOURCE", pattern(r".{1,128}")),
     ("manifest", manifest, "valid_digest", value(bool)),
-    ("definition", definitions, "parse", _believing),
-    ("yaml", ciyaml._Builder, "_alias", value(lambda builder, event: object())),
-    ("yaml", ciyaml, "_integer", value(lambda text, base: int(text))),
-    ("trace", traces, "_MARK", pattern(r"(?!)")),
-    ("trace", traces, "_EXECUTOR", value("01")),
-    ("trace", traces, "parse", _believing),
-    ("runner log", runnerlogs, "_is_image", value(bool)),
+    ("definition", ci_jobs, "parse", _believing),
+    ("yaml", ci_yaml._Builder, "_alias", value(lambda builder, event: object())),
+    ("yaml", ci_yaml, "_integer", value(lambda text, base: int(text))),
+    ("trace", job_log, "_MARK", pattern(r"(?!)")),
+    ("trace", job_log, "_EXECUTOR", value("01")),
+    ("trace", job_log, "parse", _believing),
+    ("runner log", runner_log, "_is_image", value(bool)),
     ("configuration", schema, "shown", value(str)),
-    ("configuration", config, "_Checks", value(lambda *args: 1 / 0)),
+    ("configuration", reader, "_Checks", value(lambda *args: 1 / 0)),
 ]
 """Bugs: the target that must find it, and what is broken there, by what."""
 

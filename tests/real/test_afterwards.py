@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from prewarm import clock
-from prewarm.afterwards import Watch, notify, told
-from prewarm.errors import PrewarmError, Problem
-from prewarm.ledger import Ledger
-from prewarm.notices import Ending
-from prewarm.report import Report
-from prewarm.settings import Notify, Settings
+from prewarm.core.errors import PrewarmError, Problem
+from prewarm.core.settings import Notify, Settings
+from prewarm.daemon.after_sync import Watch, notify, told
+from prewarm.reports.notifications import Ending
+from prewarm.reports.report import Report
+from prewarm.state import clock
+from prewarm.state.ledger import Ledger
 from tests.real.scripted import Scripted, reply
 
 FULL = Problem("error", "mirror-full", "http://m", "is full", "free disk")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.engines import find_engine
-from prewarm.errors import PrewarmError, RegistryError
-from prewarm.manifest import digest_of
-from prewarm.platforms import Platform
-from prewarm.probe import make_probe
-from prewarm.registry import Registry
+from prewarm.clients.engines import find_engine
+from prewarm.clients.probe_image import make_probe
+from prewarm.core.errors import PrewarmError, RegistryError
+from prewarm.core.manifest import digest_of
+from prewarm.core.platforms import Platform
+from prewarm.registry.client import Registry
 from tests.e2e.host import wait_until
 from tests.real.scripted import Scripted, error, reply
 from tests.sandbox import Registry as RealRegistry
@@ -68,7 +68,7 @@ def test_put_blob_that_is_refused_cancels_its_upload_at_our_own_origin() -> None
 def test_find_engine_that_hangs_ends_with_all_its_children_at_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignores: bool
 ) -> None:
-    monkeypatch.setattr("prewarm.engines._GRACE", 0.2)
+    monkeypatch.setattr("prewarm.clients.engines._GRACE", 0.2)
     alive = tmp_path / "alive"
     program = tmp_path / "podman"
     trap = "trap '' TERM\n" if ignores else ""

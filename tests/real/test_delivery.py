@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.delivery import post, run_command
-from prewarm.errors import PrewarmError
+from prewarm.core.errors import PrewarmError
+from prewarm.daemon.deliver import post, run_command
 from tests.e2e.host import wait_until
 from tests.real.scripted import Scripted, reply
 from tests.sandbox import Fault

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from prewarm.budget import Moment
-from prewarm.discover import scan, scan_due
-from prewarm.errors import PrewarmError
-from prewarm.findings import Scan
-from prewarm.gitlab_client import Client, GitlabRefusal, Stopped, find_token
-from prewarm.gitlab_client import Token as Secret
-from prewarm.history import DAY
-from prewarm.ledger import Ledger
-from prewarm.settings import Gitlab as Settings
-from prewarm.settings import Mirror, Runners
-from prewarm.usage import ABSENT
+from prewarm.core.budget import Moment
+from prewarm.core.errors import PrewarmError
+from prewarm.core.settings import Gitlab as Settings
+from prewarm.core.settings import Mirror, Runners
+from prewarm.core.usage import DAY
+from prewarm.discovery.evidence import ABSENT
+from prewarm.discovery.gitlab_client import Client, GitlabRefusal, Stopped, find_token
+from prewarm.discovery.gitlab_client import Token as Secret
+from prewarm.discovery.scan import scan, scan_due
+from prewarm.discovery.scan_result import Scan
+from prewarm.state.ledger import Ledger
 from tests.sandbox.ci_load import Lint, Project, as_running, moved, trace_text
 from tests.sandbox.faults import Fault
 from tests.sandbox.gitlab import (
@@ -202,7 +202,8 @@ def test_scan_asks_at_most_eight_at_once_with_its_own_name(host: Host) -> None:
 
 
 MEMORY = """
-from prewarm.history import NEVER, Runner, Tally, read_job
+from prewarm.core.usage import NEVER
+from prewarm.discovery.history import Runner, Tally, read_job
 names = [[f"job-{n}" for n in range(10)] for _ in range(600)]
 tally = Tally(0.0, 2e9, {project: NEVER for project in range(1, 601)})
 for number in range(1_000_000, 0, -1):
@@ -213,7 +214,7 @@ for number in range(1_000_000, 0, -1):
         "created_at": stamp, "started_at": stamp, "project": {"id": number % 600 + 1},
     }, runner=Runner(number % 4 + 1)))
 print(sum(count.runs for count in tally.counts.values()))
-import prewarm.discover
+import prewarm.discovery.scan
 # Not ru_maxrss: a child begins with that of the process that forked it.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -678,7 +679,7 @@ def test_scan_counts_jobs_of_the_wanted_runners(
 def test_scan_by_runners_that_work_for_others_asks_the_projects(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prewarm.jobs._FOREIGN_MAX", -3000)
+    monkeypatch.setattr("prewarm.discovery.jobs._FOREIGN_MAX", -3000)
     host.role("admin")
     host.site.populate(projects=100, active=100, jobs=4000, unresolved=0)
     host.use(exclude=tuple(project.path for project in list(host.site.projects.values())[30:]))

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from prewarm import clock
-from prewarm.demand import Want
-from prewarm.ledger import Ledger
-from prewarm.observe import MirrorSite, Observer, UpstreamSite
-from prewarm.platforms import Platform
-from prewarm.reference import parse
-from prewarm.registry import Registry
-from prewarm.settings import Mirror, Upstream
+from prewarm.core.platforms import Platform
+from prewarm.core.reference import parse
+from prewarm.core.settings import Mirror, Upstream
+from prewarm.planning.demand import Want
+from prewarm.registry.client import Registry
+from prewarm.state import clock
+from prewarm.state.ledger import Ledger
+from prewarm.sync.inspect import MirrorSite, Observer, UpstreamSite
 from tests.sandbox import Fault, Sandbox
 
 AMD = Platform("linux", "amd64")

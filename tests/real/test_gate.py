@@ -18,18 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from prewarm import gate as gate_module
-from prewarm import loopback, skopeo
-from prewarm import registry as module
-from prewarm.causes import cause_of
-from prewarm.credentials import authfile_in_memory
-from prewarm.errors import RegistryError
-from prewarm.gate import BlobSource, Gate, Offer
-from prewarm.login import Login
-from prewarm.manifest import Manifest
-from prewarm.registry import Registry
-from prewarm.relay import Relay
-from prewarm.transport import Blob
+from prewarm.core import local_http
+from prewarm.core.errors import RegistryError
+from prewarm.core.manifest import Manifest
+from prewarm.registry import client as module
+from prewarm.registry.client import Registry
+from prewarm.registry.credentials import authfile_in_memory
+from prewarm.registry.login import Login
+from prewarm.registry.transport import Blob
+from prewarm.sync import gate as gate_module
+from prewarm.sync import skopeo
+from prewarm.sync.causes import cause_of
+from prewarm.sync.gate import BlobSource, Gate, Offer
+from prewarm.sync.relay import Relay
 from tests.e2e.host import wait_until
 from tests.real.scripted import Scripted, bearer, error, query, reply, token
 from tests.sandbox import Fault, Image, Layer, Sandbox
@@ -777,7 +778,7 @@ def test_connections_of_another_user_are_reset(
 def test_unknown_clients_without_the_password_hold_few_connections(
     box: Sandbox, gate: Gate, hub: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback, "peer_uid", lambda _: None)
+    monkeypatch.setattr(local_http, "peer_uid", lambda _: None)
     image = box.push(REPOSITORY, "1", single=True)
     address = gate.offer(offer_of(image, hub))
     before = threading.active_count()
@@ -800,7 +801,7 @@ def test_unknown_clients_without_the_password_hold_few_connections(
 def test_client_that_sends_no_request_is_closed(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gate_module._Handler.timeout == loopback.PATIENCE
+    assert gate_module._Handler.timeout == local_http.PATIENCE
     monkeypatch.setattr(gate_module._Handler, "timeout", 0.2)
     with socket.create_connection(("127.0.0.1", int(port_of(gate))), 20) as client:
         client.sendall(b"GET /v2/ HTTP/1.1\r\nX: ")
@@ -812,9 +813,9 @@ def test_peer_uid_is_the_user_who_opened_the_connection() -> None:
         with socket.create_connection(server.getsockname()):
             accepted = server.accept()[0]
             with accepted:
-                assert loopback.peer_uid(accepted) == os.geteuid()
+                assert local_http.peer_uid(accepted) == os.geteuid()
         with socket.create_connection(server.getsockname()) as client:
             accepted = server.accept()[0]
             client.close()
             with accepted:
-                assert loopback.peer_uid(accepted) is None
+                assert local_http.peer_uid(accepted) is None

@@ -10,9 +10,9 @@ import zlib
 
 import pytest
 
-from prewarm import gitlab_client
-from prewarm.gitlab_client import Client, GitlabRefusal
-from prewarm.settings import Gitlab
+from prewarm.core.settings import Gitlab
+from prewarm.discovery import gitlab_client
+from prewarm.discovery.gitlab_client import Client, GitlabRefusal
 from tests.real.scripted import Scripted, reply
 from tests.sandbox.wire import Request, Response
 

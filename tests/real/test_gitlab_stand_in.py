@@ -11,7 +11,7 @@ import pytest
 import requests
 import yaml
 
-from prewarm.traces import read
+from prewarm.discovery.job_log import read
 from tests.sandbox.ci_load import Job, Lint, Recorded, as_running, moved, trace_text
 from tests.sandbox.faults import Fault
 from tests.sandbox.gitlab import (

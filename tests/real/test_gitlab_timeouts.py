@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prewarm.gitlab_client import Client, GitlabRefusal, Stopped, TimeBounds
-from prewarm.settings import Gitlab
+from prewarm.core.settings import Gitlab
+from prewarm.discovery.gitlab_client import Client, GitlabRefusal, Stopped, TimeBounds
 from tests.real import dripping
 from tests.real.dripping import Dripping, at_once
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from prewarm.errors import RegistryError
-from prewarm.manifest import digest_of
-from prewarm.registry import Registry
+from prewarm.core.errors import RegistryError
+from prewarm.core.manifest import digest_of
+from prewarm.registry.client import Registry
 from tests.real.scripted import Scripted, bearer, error, reply, token
 from tests.sandbox.wire import Request, Response
 from tests.support.network import far_address

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from prewarm.budget import Moment
-from prewarm.discover import scan
-from prewarm.findings import Scan
-from prewarm.gitlab_client import Token as Secret
-from prewarm.ledger import Ledger
-from prewarm.settings import Gitlab as Settings
-from prewarm.usage import NAMES_MAX, UNUSED_MAX
+from prewarm.core.budget import Moment
+from prewarm.core.settings import Gitlab as Settings
+from prewarm.discovery.evidence import NAMES_MAX, UNUSED_MAX
+from prewarm.discovery.gitlab_client import Token as Secret
+from prewarm.discovery.scan import scan
+from prewarm.discovery.scan_result import Scan
+from prewarm.state.ledger import Ledger
 from tests.sandbox.ci_load import trace_text
 from tests.sandbox.gitlab import TOKEN, Gitlab, forbidden
 from tests.support.progress import Quiet

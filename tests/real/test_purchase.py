@@ -12,21 +12,23 @@ from typing import Any
 
 import pytest
 
-from prewarm import clock, purchase
-from prewarm import registry as module
-from prewarm.budget import Limit, Spend, Window
-from prewarm.demand import Want
-from prewarm.errors import RegistryError
-from prewarm.image import Image
-from prewarm.ledger import Ledger, Reservation
-from prewarm.manifest import Manifest
-from prewarm.observe import UpstreamSite, required_of
-from prewarm.plan import Copy, Defer, Fail, Holding, Seen, Skip, Step, cost
-from prewarm.platforms import Platform, Wanted
-from prewarm.purchase import EndedError, Purchasing
-from prewarm.reference import parse
-from prewarm.registry import Registry
-from prewarm.settings import Limits, Upstream
+from prewarm.core.budget import Limit, Spend, Window
+from prewarm.core.errors import RegistryError
+from prewarm.core.manifest import Manifest, required_of
+from prewarm.core.platforms import Platform, Wanted
+from prewarm.core.records import Reservation
+from prewarm.core.reference import parse
+from prewarm.core.settings import Limits, Upstream
+from prewarm.planning.demand import Want
+from prewarm.planning.plan import Copy, Defer, Fail, Holding, Seen, Skip, Step, cost
+from prewarm.registry import client as module
+from prewarm.registry.client import Registry
+from prewarm.state import clock
+from prewarm.state.ledger import Ledger
+from prewarm.sync import fetch
+from prewarm.sync.fetch import EndedError, Purchasing
+from prewarm.sync.inspect import UpstreamSite
+from prewarm.sync.task import Image
 from tests.sandbox import Fault, Quota, Sandbox
 from tests.sandbox.hub import PULL_LIMIT
 from tests.sandbox.server import Server
@@ -259,7 +261,7 @@ def test_buy_after_a_429_sends_nothing_more(box: Sandbox, buyer: Buyer) -> None:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries that follow each other without a pause."""
-    monkeypatch.setattr(purchase, "_PAUSE", (0.0, 0.0))
+    monkeypatch.setattr(fetch, "_PAUSE", (0.0, 0.0))
     monkeypatch.setattr(module, "_BACKOFF", (0.005, 0.02))
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from prewarm import __version__
-from prewarm import registry as module
-from prewarm.errors import RegistryError, UsageError
-from prewarm.login import Login
-from prewarm.manifest import ACCEPT, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
-from prewarm.registry import Registry
-from prewarm.transport import Blob
+from prewarm.core.errors import RegistryError, UsageError
+from prewarm.core.manifest import ACCEPT, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
+from prewarm.registry import client as module
+from prewarm.registry.client import Registry
+from prewarm.registry.login import Login
+from prewarm.registry.transport import Blob
 from tests.real.scripted import Script, Scripted, bearer, error, query, reply, token
 from tests.sandbox import Fault, Image, Quota, Sandbox, build_image, push
 from tests.sandbox import Registry as RealRegistry

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from prewarm.errors import PrewarmError, UsageError
-from prewarm.scrape import Scrape, address_of
+from prewarm.core.errors import PrewarmError, UsageError
+from prewarm.daemon.metrics_server import Scrape, address_of
 from tests.e2e.host import wait_until
 
 TEXT = b"prewarm_pulls_total 1.0\n"

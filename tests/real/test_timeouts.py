@@ -12,11 +12,11 @@ from contextlib import closing
 
 import pytest
 
-from prewarm import transport
-from prewarm.errors import RegistryError
-from prewarm.manifest import OCI_MANIFEST, Manifest, digest_of
-from prewarm.registry import Registry
-from prewarm.transport import Transport
+from prewarm.core.errors import RegistryError
+from prewarm.core.manifest import OCI_MANIFEST, Manifest, digest_of
+from prewarm.registry import transport
+from prewarm.registry.client import Registry
+from prewarm.registry.transport import Transport
 from tests.real import dripping
 from tests.real.dripping import Dripping, Pieces, at_once
 from tests.sandbox import build_image

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from prewarm.errors import RegistryError
-from prewarm.registry import Registry
+from prewarm.core.errors import RegistryError
+from prewarm.registry.client import Registry
 from tests.real.scripted import Scripted, reply
 from tests.sandbox.authority import Authority
 from tests.sandbox.wire import Request, Response

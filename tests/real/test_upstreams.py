@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from prewarm.budget import Moment
-from prewarm.demand import Want
-from prewarm.errors import RegistryError
-from prewarm.ledger import Ledger
-from prewarm.login import Login
-from prewarm.observe import Observer, UpstreamSite
-from prewarm.platforms import ALL
-from prewarm.reference import parse
-from prewarm.registry import Registry
-from prewarm.settings import Upstream
+from prewarm.core.budget import Moment
+from prewarm.core.errors import RegistryError
+from prewarm.core.platforms import ALL
+from prewarm.core.reference import parse
+from prewarm.core.settings import Upstream
+from prewarm.planning.demand import Want
+from prewarm.registry.client import Registry
+from prewarm.registry.login import Login
+from prewarm.state.ledger import Ledger
+from prewarm.sync.inspect import Observer, UpstreamSite
 from tests.e2e.host import Host
 from tests.sandbox import Access, Sandbox
 from tests.sandbox.flavours import Flavour, FlavouredRegistry

@@ -24,11 +24,11 @@ from typing import Any, Final
 import click
 import yaml
 
-from prewarm.config import load
-from prewarm.demand import Want, wants
-from prewarm.errors import PrewarmError
-from prewarm.platforms import ALL
-from prewarm.settings import DOCKER_HUB, Allowance, Newest, Settings
+from prewarm.config.reader import load
+from prewarm.core.errors import PrewarmError
+from prewarm.core.platforms import ALL
+from prewarm.core.settings import DOCKER_HUB, Allowance, Newest, Settings
+from prewarm.planning.demand import Want, wants
 from tests.sandbox import Image, Layer, Quota, Sandbox
 from tests.support.process import run_prewarm, run_skopeo, start_prewarm
 

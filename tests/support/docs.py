@@ -1,9 +1,10 @@
 """Writes what of the docs comes from the code: `python -m tests.support.docs`, or `make docs`.
 
-docs/configuration.md comes from the keys in prewarm/schema.py, docs/commands.md from the command
-line itself, docs/modules.md from what the modules say of themselves, the README's picture and every
-block after `<!-- recorded: SCENE -->` from what the commands printed in the tour; a test compares
-all with what is on disk. `--record` plays the tour anew, which takes a quarter of a minute.
+docs/configuration.md comes from the keys in prewarm/config/schema.py, docs/commands.md from the
+command line itself, docs/modules.md from what the modules say of themselves, the README's picture
+and every block after `<!-- recorded: SCENE -->` from what the commands printed in the tour; a test
+compares all with what is on disk. `--record` plays the tour anew, which takes a quarter of a
+minute.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Final
 
 import click
 
-from prewarm.cli import cli
-from prewarm.schema import FILE, Either, Key, Keys, Many, Named, every_key
+from prewarm.cli.main import cli
+from prewarm.config.schema import FILE, Either, Key, Keys, Many, Named, every_key
 from tests.support import tour
 from tests.support.picture import DARK, LIGHT, picture
 
@@ -82,7 +83,7 @@ budget of 8 pulls of which 1 stays in reserve, so that not all fits. `-q` leaves
 
 def configuration() -> str:
     """Return docs/configuration.md."""
-    parts = [_WRITTEN.format(source="prewarm/schema.py"), _CONFIGURATION]
+    parts = [_WRITTEN.format(source="prewarm/config/schema.py"), _CONFIGURATION]
     parts += ["\n" + "\n".join(_section(key)) + "\n" for key in FILE.keys]
     return "".join(parts)
 
@@ -177,7 +178,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
 def commands() -> str:
     """Return docs/commands.md."""
     scenes = tour.recordings()
-    parts = [_WRITTEN.format(source="prewarm/cli.py"), _COMMANDS, "\n## Global options\n\n"]
+    parts = [_WRITTEN.format(source="prewarm/cli/main.py"), _COMMANDS, "\n## Global options\n\n"]
     parts.append("Before the command or after it: `prewarm --config FILE sync -v`.\n\n")
     parts.append(_options(cli))
     for name, command in cli.commands.items():
@@ -233,14 +234,15 @@ def with_recordings(text: str) -> str:
 _MODULES: Final = """\
 # The modules
 
-Each in its own words. A pure one decides and knows no effect: it imports pure ones, and from the
-others values alone, which a test holds it to. Each of the others owns an effect, or puts parts in
-order: `cli` is above all, `sync` above what a run is made of.
+One line for each, by package, from the top of the [floor plan](architecture.md) down: a package
+imports only those below it.
 """
 
 
-PURE: Final = re.compile(r"\(pure\b[^)]*\)\.?$")
-"""So ends the sentence of a module that has no effect, or but the one that it names there."""
+PACKAGES: Final = (
+    *("cli", "daemon", "sync", "discovery", "reports", "clients"),
+    *("config", "planning", "registry", "state", "core"),
+)
 
 
 def sentence(module: Path) -> str:
@@ -251,12 +253,14 @@ def sentence(module: Path) -> str:
 
 def modules() -> str:
     """Return docs/modules.md."""
-    told = {path.stem: sentence(path) for path in (DOCS.parent / "prewarm").glob("[!_]*.py")}
-    pure = {name for name, says in told.items() if PURE.search(says)}
+    root = DOCS.parent / "prewarm"
     parts = [_WRITTEN.format(source="the modules' docstrings"), _MODULES]
-    for title, names in (("Pure", pure), ("With effects", told.keys() - pure)):
-        parts.append(f"\n## {title}\n\n| module | |\n| --- | --- |\n")
-        parts += [f"| `{name}` | {_cell(told[name])} |\n" for name in sorted(names)]
+    for package in PACKAGES:
+        parts.append(f"\n## {package}\n\n{sentence(root / package / '__init__.py')}\n\n")
+        parts.append("| module | |\n| --- | --- |\n")
+        for path in sorted((root / package).rglob("[!_]*.py")):
+            name = path.relative_to(root / package).with_suffix("").as_posix()
+            parts.append(f"| `{name}` | {_cell(sentence(path))} |\n")
     return "".join(parts)
 
 

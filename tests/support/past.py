@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from prewarm.budget import Limit, Moment, Window
-from prewarm.ledger import Ledger, Reservation
-from prewarm.plan import Quota
-from prewarm.report import Report, to_json
+from prewarm.core.budget import Limit, Moment, Window
+from prewarm.core.records import Reservation
+from prewarm.planning.plan import Quota
+from prewarm.reports.report import Report, to_json
+from prewarm.state.ledger import Ledger
 
 WALL: Final = 1_800_000_000.0  # 08:00 UTC
 LIMIT: Final = Limit(100, 6 * 3600, 76, "acme")

@@ -11,10 +11,10 @@ from typing import Final
 
 import click
 
-from prewarm.budget import Moment
-from prewarm.ledger import Ledger
-from prewarm.overview import overview_of
-from prewarm.page import page
+from prewarm.core.budget import Moment
+from prewarm.reports.html.page import page
+from prewarm.reports.overview import overview_of
+from prewarm.state.ledger import Ledger
 from tests.support.browser import chromium
 from tests.support.docs import DOCS
 from tests.support.weeks import SETTINGS, fill

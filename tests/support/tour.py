@@ -21,7 +21,7 @@ from typing import Any, Final
 import click
 import yaml
 
-from prewarm.history import DAY
+from prewarm.core.usage import DAY
 from tests.sandbox import Image, Layer, Quota, Sandbox
 from tests.sandbox.gitlab import TOKEN, Gitlab
 from tests.sandbox.images import digest_of

@@ -13,12 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from prewarm.budget import Limit, Moment, Spend, Window
-from prewarm.history import DAY, Count, Key, Mark
-from prewarm.ledger import Ledger, Reservation
-from prewarm.plan import Quota
-from prewarm.report import budget_json, iso
-from prewarm.settings import (
+from prewarm.core.budget import Limit, Moment, Spend, Window
+from prewarm.core.records import PastScan, Reservation
+from prewarm.core.settings import (
     DOCKER_HUB,
     DOCKER_HUB_ENDPOINT,
     Allowance,
@@ -27,8 +24,11 @@ from prewarm.settings import (
     Settings,
     Upstream,
 )
-from prewarm.usage import Row
-from prewarm.uses import PastScan
+from prewarm.core.text import iso
+from prewarm.core.usage import DAY, Count, Key, Mark, Row
+from prewarm.planning.plan import Quota
+from prewarm.reports.report import budget_json
+from prewarm.state.ledger import Ledger
 
 NEAR: Final = "http://127.0.0.1:5000"
 FAR: Final = "https://mirror.example.org"

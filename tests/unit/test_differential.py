@@ -8,7 +8,7 @@ import pytest
 
 from bench import differential
 from bench.differential import Case, Compared, UnavailableError, installed, judged, own_cases, table
-from prewarm.evaluate import evaluate_file
+from prewarm.discovery.ci_evaluate import evaluate_file
 
 IMAGES = "a: {script: [x], image: 'x:$V', variables: {V: '1'}}\nb: {script: [x], services: [s]}\n"
 

@@ -13,17 +13,17 @@ import click
 import pytest
 import yaml
 
-from prewarm.cli import cli
-from prewarm.config import load
-from prewarm.refusals import role_code
-from prewarm.schema import every_key
+from prewarm.cli.main import cli
+from prewarm.config.reader import load
+from prewarm.config.schema import every_key
+from prewarm.registry.errors import role_code
 from tests.support.docs import DOCS, EXAMPLES, PAGES, TEXTS, with_recordings
 from tests.support.tour import PINS, recordings
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 SECURITY = ROOT / "SECURITY.md"
-MODULES = sorted((ROOT / "prewarm").glob("*.py"))
+MODULES = sorted((ROOT / "prewarm").rglob("*.py"))
 CODE = re.compile(r"[a-z]+(-[a-z]+)*")
 CODE_ARGUMENTS = {
     "PrewarmError": 0,
@@ -278,7 +278,7 @@ def test_docs_link_only_to_what_is_there(path: Path) -> None:
 
 
 def test_security_page_names_only_tests_that_exist() -> None:
-    named = re.findall(r"`([a-z0-9]+/test_\w+\.py)(?:::(\w+))?`", SECURITY.read_text())
+    named = re.findall(r"`([a-z0-9/]+/test_\w+\.py)(?:::(\w+))?`", SECURITY.read_text())
     assert len(named) > 30
     for file, test in named:
         assert f"def {test}" in (ROOT / "tests" / file).read_text(), (file, test)

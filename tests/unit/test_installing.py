@@ -17,10 +17,10 @@ import yaml
 from kubernetes_validate import ValidationError  # type: ignore[import-untyped]
 
 from prewarm import __version__
-from prewarm.cli import cli
-from prewarm.clientconfig import client_config
-from prewarm.config import load
-from prewarm.settings import Mirror, Settings, Upstream
+from prewarm.cli.main import cli
+from prewarm.clients.config_files import client_config
+from prewarm.config.reader import load
+from prewarm.core.settings import Mirror, Settings, Upstream
 from tests.support.kubernetes import NEWEST, assert_manifest_is_valid
 from tests.support.process import run_prewarm
 
@@ -141,7 +141,7 @@ def test_secret_has_the_files_of_the_credentials_directory() -> None:
         "auth.json",
         "pgpass",
     }
-    read = "".join(path.read_text() for path in (ROOT / "prewarm").glob("*.py"))
+    read = "".join(path.read_text() for path in (ROOT / "prewarm").rglob("*.py"))
     assert {'"gitlab-token"', '"auth.json"'} <= set(re.findall(r'"[a-z.-]+"', read))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from prewarm import __version__
-from tests.support.docs import PURE, sentence
+from tests.support.docs import sentence
 from tests.support.wheel import LOCK, ROOT, install_alone, needed, run
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -64,8 +62,8 @@ def test_wheel_holds_the_type_marker(installed: Path) -> None:
 def test_cli_import_loads_no_heavy_module() -> None:
     """Start-up is a feature: what only some commands need is imported inside them."""
     heavy = {"gitlab", "prometheus_client", "requests", "rich", "urllib3", "sqlite3", "psycopg"}
-    loaded = run(sys.executable, "-c", "import prewarm.cli, sys; print(*sys.modules)").split()
-    assert "prewarm.cli" in loaded
+    loaded = run(sys.executable, "-c", "import prewarm.cli.main, sys; print(*sys.modules)").split()
+    assert "prewarm.cli.main" in loaded
     assert heavy.isdisjoint(loaded)
 
 
@@ -73,36 +71,6 @@ def test_cli_import_loads_no_heavy_module() -> None:
 def test_module_docstring_is_a_sentence(path: Path) -> None:
     told = sentence(path)
     assert re.match(r"\S+( \S+){2,}?[.?!]( |$)", told), told
-
-
-def imported(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield module and name of what is imported when the module is; of `prewarm` without that."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            for name in node.names:
-                if module == "prewarm":
-                    yield name.name, ""
-                else:
-                    yield module.removeprefix("prewarm."), name.name
-        elif isinstance(node, ast.Import):
-            yield from ((name.name, "") for name in node.names)
-
-
-def test_pure_modules_know_no_effects() -> None:
-    """Whose sentence ends with (pure) imports such modules, and from the edges values alone."""
-    told = {path.stem: sentence(path) for path in MODULES}
-    pure = {name for name, says in told.items() if PURE.search(says)}
-    whole = {name for name in pure if "(pure but for " not in told[name]}
-    assert len(whole) > 30
-    effects = {"os", "shutil", "socket", "subprocess", "tempfile", "threading", "time"}
-    edges = effects | (told.keys() - pure - {"__init__", "ledger"})
-    assert [
-        (name, module, what)
-        for name in sorted(whole)
-        for module, what in imported(ROOT / "prewarm" / f"{name}.py")
-        if module in edges or (module, what) == ("ledger", "Ledger")
-    ] == []
 
 
 def locked() -> dict[str, tuple[str, list[str]]]:
@@ -179,3 +147,14 @@ def test_development_guide_names_every_make_target() -> None:
     for target in targets:
         assert f"make {target} " in described
         assert f"`make {target}`" in guide
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    """And each package stands in the floor plan, in the order of the contract."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`(\w+(?:/\w+)+\.py)", page))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / "prewarm" / name).is_file()] == []
+    floors = re.findall(r"(?m)^(\w+)  ", page)
+    contract = PROJECT["tool"]["importlinter"]["contracts"][0]
+    assert floors == [name for row in contract["layers"] for name in row.split(" | ")]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prewarm import copying
-from prewarm.config import load
-from prewarm.registryunits import registry
-from prewarm.schema import parse_duration
-from prewarm.settings import Limits
+from prewarm.clients.registry_units import registry
+from prewarm.config.reader import load
+from prewarm.core.settings import Limits
+from prewarm.core.text import parse_duration
+from prewarm.sync import executor
 from tests.support.units import UNITS, assert_units_are_valid, read_unit
 
 SYNC, RUN, REGISTRY = "prewarm.service", "prewarm-run.service", "prewarm-registry.service"
@@ -73,7 +73,7 @@ def test_daemon_is_shut_in_as_the_oneshot_is() -> None:
 
 def test_sync_that_does_not_end_by_itself_is_ended_by_systemd_and_no_other() -> None:
     limits = Limits()
-    longest = limits.run_time + copying._BASE_TIMEOUT + limits.image_size / copying._SLOWEST
+    longest = limits.run_time + executor._BASE_TIMEOUT + limits.image_size / executor._SLOWEST
     (allowed,) = keys(SYNC)["TimeoutStartSec"]
     assert longest < parse_duration(allowed) < 24 * 3600
 
