@@ -110,6 +110,12 @@ class Reference:
                 f"cannot be mirrored: {_quoted(first)} would be another registry's host there",
                 "pull it from Docker Hub directly, or copy it to another name there",
             )
+        elif self.repository == INDEX_REPOSITORY:
+            raise InvalidReference(
+                str(self),
+                "cannot be mirrored: prewarm keeps its own data under that name there",
+                "pull it from Docker Hub directly, or copy it to another name there",
+            )
         else:
             path = self.repository
         if len(path) > _NAME_MAX:
@@ -312,3 +318,9 @@ def _quoted(text: str) -> str:
 
 PROBE_REPOSITORY: Final = "prewarm/probe"
 """Where uploads are begun and cancelled to see that a mirror takes them, and where probes lie."""
+INDEX_REPOSITORY: Final = "prewarm/indexes"
+"""The repository on a mirror for the upstream indexes that reduced ones were made from, as blobs.
+
+Not that of the image: registry:2 answers with a blob where a manifest of that digest is asked for
+(measured on 2.8.2), so clients would get an index there of which some platforms are missing.
+"""

@@ -322,7 +322,7 @@ class Registry:
                 "a HEAD tells no Docker-Content-Digest",
                 "let a proxy before the registry pass this header on",
             )
-        if valid_digest(selector) and digest.partition(":")[0] == selector.partition(":")[0]:
+        if valid_digest(selector):
             self._same_digest(access, selector, digest)
         media_type = self._media_type(access, answer.headers.get("content-type", ""))
         size = _natural(answer.headers.get("content-length")) or 0

@@ -29,7 +29,21 @@ _PRIVATE: Final = tuple(
         *("fc00::/7", "fec0::/10"),  # RFC 4193, and the site-local addresses before it
     )
 )
-_NAT64: Final = ip_network("64:ff9b::/96")
+_IN_IPV6: Final = tuple(
+    ip_network(text)
+    for text in (
+        *("64:ff9b::/96", "64:ff9b:1::/48"),  # RFC 6052 and 8215, NAT64
+        *("::/96", "::ffff:0:0:0/96"),  # RFC 4291 and 2765, as old systems write them
+    )
+)
+"""Networks of IPv6 whose addresses stand for the IPv4 address in their last 32 bits."""
+_METADATA: Final = frozenset(
+    map(
+        ip_address,
+        # Azure, Oracle, Alibaba and AWS: services of the cloud's host that give out credentials.
+        ("168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254"),
+    )
+)
 _REALMS: Final = {
     "registry-1.docker.io": "auth.docker.io",
     "index.docker.io": "auth.docker.io",
@@ -165,6 +179,8 @@ def kind_of(text: str) -> Kind:
     address = _unwrapped(ip_address(text.partition("%")[0]))
     if address.is_loopback:
         return "loopback"
+    if address in _METADATA:
+        return "reserved"
     if any(address.version == one.version and address in one for one in _PRIVATE):
         return "private"
     if address.is_multicast or address.is_unspecified or not address.is_global:
@@ -175,7 +191,7 @@ def kind_of(text: str) -> Kind:
 def _unwrapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if isinstance(address, IPv4Address):
         return address
-    if address in _NAT64:
+    if any(address in network for network in _IN_IPV6) and int(address) > 1:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else None) or address

@@ -30,6 +30,7 @@ from prewarm.core.manifest import (
     stand_in,
 )
 from prewarm.core.platforms import ALL, Platform, normalise, well_formed
+from prewarm.core.reference import INDEX_REPOSITORY
 from prewarm.core.settings import Limits, Mirror
 from prewarm.core.text import duration_words, size_words
 from prewarm.planning.outcome import Outcome, Progress
@@ -43,7 +44,6 @@ from prewarm.sync.filling import Filling
 from prewarm.sync.gate import BlobSource, Gate, Offer
 from prewarm.sync.inspect import (
     CHILDREN_KNOWN,
-    INDEXES,
     MirrorSite,
     Observer,
     UpstreamSite,
@@ -435,8 +435,8 @@ class Carrier:
         if original is None:
             return
         with suppress(RegistryError):
-            if site.registry.blob_size(INDEXES, original.digest) is None:
-                site.registry.put_blob(INDEXES, original.content)
+            if site.registry.blob_size(INDEX_REPOSITORY, original.digest) is None:
+                site.registry.put_blob(INDEX_REPOSITORY, original.content)
 
     def _know_all(self, image: Image) -> None:
         """Add the manifests that were there already, as far as they are remembered: for its size.

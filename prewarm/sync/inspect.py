@@ -33,7 +33,12 @@ from prewarm.core.manifest import (
 )
 from prewarm.core.platforms import Wanted
 from prewarm.core.records import SeenTag, Written
-from prewarm.core.reference import PROBE_REPOSITORY, InvalidReference, Reference
+from prewarm.core.reference import (
+    INDEX_REPOSITORY,
+    PROBE_REPOSITORY,
+    InvalidReference,
+    Reference,
+)
 from prewarm.core.settings import Limits, Mirror, Upstream
 from prewarm.core.streak import Streak
 from prewarm.planning.demand import Want
@@ -359,12 +364,6 @@ UNREACHABLE = frozenset({"unreachable", "tls", "plain-http", "proxy", "plain-htt
 """Failures that will be the same for every image of the registry."""
 BREAKING = frozenset({"server-error", "reset", "timeout"})
 """Failures that may be about one image, or may show that the registry is down."""
-INDEXES = "prewarm/indexes"
-"""The repository on a mirror for the upstream indexes that reduced ones were made from, as blobs.
-
-Not that of the image: registry:2 answers with a blob where a manifest of that digest is asked for
-(measured on 2.8.2), so clients would get an index there of which some platforms are missing.
-"""
 CHILDREN_KNOWN = 1000
 """Manifests of one index that are looked up in memory: an index may name tens of thousands."""
 _PUBLIC_FOR = 7 * 86400.0
@@ -492,7 +491,9 @@ class Observer:
             if error.status == 404:
                 # The tag is missing, which is told when it is asked for; or some registries hide
                 # so what strangers may not see, and then the login shows it.
-                return not self._shown_to_us(upstream, reference)
+                if self._shown_to_us(upstream, reference):
+                    return False
+                raise  # not asked for again with the login: the tag may be pushed just now
             public = False
         self.manifests.note_public(registry, repository, public, now)
         return public
@@ -638,7 +639,7 @@ class Observer:
         if look.site.through or look.site.failure is not None:
             return None
         try:
-            with look.site.registry.open_blob(INDEXES, descriptor.digest) as blob:
+            with look.site.registry.open_blob(INDEX_REPOSITORY, descriptor.digest) as blob:
                 content = b""
                 while len(content) <= MANIFEST_LIMIT and (chunk := blob.read(MANIFEST_LIMIT)):
                     content += chunk

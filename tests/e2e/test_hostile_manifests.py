@@ -247,6 +247,20 @@ def test_sync_foreign_layer_that_the_mirror_allows_is_mirrored_without_it(
 # --- sizes ---
 
 
+def test_sync_image_of_very_many_layers_fails_alone_and_costs_no_copy(
+    host: Host, box: Sandbox
+) -> None:
+    """skopeo takes quadratic time for them: 2,000 held a copy slot for five minutes."""
+    push_odd(box.upstream, lambda document: document["layers"].extend(document["layers"] * 2000))
+    box.push("library/app", "1", single=True)
+    host.configure(["odd:1", "app:1"])
+    done = host.sync(code=1)
+    assert (done.named("fail"), done.named("copy")) == (["odd:1"], ["app:1"])
+    assert done.image("odd:1")["error"]["code"] == "unsupported-manifest"
+    again = host.sync(code=1)
+    assert (again.named("fail"), again.digests()) == (["odd:1"], [])
+
+
 @pytest.mark.parametrize("size", [2**63, 10**400, "9" * 5000, -1, 1.5, True], ids=range(6))
 def test_sync_image_with_an_impossible_size_fails_alone(
     host: Host, box: Sandbox, size: Any

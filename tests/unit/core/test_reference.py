@@ -324,6 +324,7 @@ def test_mirror_repository_is_where_the_contract_says(text: str, path: str) -> N
         "[::1]/x",
         "[::1]:5000/x",
         "registry.example.org/" + "a" * 235,
+        "prewarm/indexes",
     ],
 )
 def test_mirror_repository_without_a_path_of_its_own_is_refused(text: str) -> None:

@@ -30,6 +30,9 @@ from prewarm.registry.errors import Role
         *[(text, "reserved") for text in ("0.0.0.0", "::", "224.0.0.1", "ff02::1", "ff0e::1")],
         *[(text, "reserved") for text in ("255.255.255.255", "240.0.0.1", "192.0.2.1")],
         *[(text, "reserved") for text in ("::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe")],
+        *[(text, "reserved") for text in ("64:ff9b:1::a9fe:a9fe", "168.63.129.16", "192.0.0.192")],
+        *[(text, "reserved") for text in ("100.100.100.200", "fd00:ec2::254")],
+        *[(text, "loopback") for text in ("::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1")],
     ],
 )
 def test_kind_of_an_address(address: str, kind: Kind) -> None:

@@ -130,6 +130,17 @@ def test_required_of_what_is_unread_is_known_for_a_single_manifest(
     assert required_of(None, descriptor) == ((BOTH.digest,) if known else ())
 
 
+def test_required_of_what_is_not_named_by_sha256_is_refused() -> None:
+    """It would be fetched in each run: skopeo and registry:2 store it by sha256 alone."""
+    digest = "sha512:" + "0" * 128
+    entry = {"mediaType": OCI_MANIFEST, "digest": digest, "size": 10}
+    outer = Manifest(OCI_INDEX, json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
+    with pytest.raises(ManifestError, match="sha256"):
+        required_of(outer, outer.descriptor)
+    with pytest.raises(ManifestError, match="sha256"):
+        required_of(None, Descriptor(OCI_MANIFEST, digest, 10))
+
+
 def test_required_of_an_index_in_an_index_is_refused() -> None:
     inner = {"mediaType": OCI_INDEX, "digest": BOTH.digest, "size": 10}
     outer = Manifest(OCI_INDEX, json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode())
