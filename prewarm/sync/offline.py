@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, Final
 
 from prewarm.core.budget import Window
@@ -157,7 +158,12 @@ class Recall:
             known = ledger.tag(reference.registry, reference.repository, reference.tag)
             if known is not None:
                 return known.descriptor
-        return Descriptor(OCI_INDEX, reference.digest or f"unseen {reference}", 0)
+        return Descriptor(OCI_INDEX, reference.digest or _unused_digest(reference), 0)
+
+
+def _unused_digest(reference: Reference) -> str:
+    """Return a digest of no manifest, different for each image, for one whose digest is unknown."""
+    return f"sha256:{sha256(f'unseen {reference}'.encode()).hexdigest()}"
 
 
 def is_transient(failure: Failure) -> bool:
