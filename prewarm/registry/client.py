@@ -32,6 +32,8 @@ from prewarm.core.errors import RegistryError
 from prewarm.core.manifest import (
     ACCEPT,
     MANIFEST_LIMIT,
+    OCI_INDEX,
+    OCI_MANIFEST,
     Descriptor,
     Manifest,
     ManifestError,
@@ -1113,9 +1115,17 @@ class Registry:
         one client would take for an index what is a manifest to another (CVE-2021-41190).
         """
         declared = answer.headers.get("content-type", "")
-        if declared.partition(";")[0].strip().lower() not in ACCEPT:
+        known = declared.partition(";")[0].strip().lower() in ACCEPT
+        if not known or self.role == "mirror":
             with suppress(ValueError, AttributeError, RecursionError):
-                declared = str(json.loads(answer.body).get("mediaType") or declared)
+                document = json.loads(answer.body)
+                named = str(document.get("mediaType") or "")
+                if self.role == "mirror" and not named:
+                    # Only OCI allows that. What a mirror declares instead would be kept by digest,
+                    # for every mirror.
+                    declared = OCI_INDEX if "manifests" in document else OCI_MANIFEST
+                elif not known:
+                    declared = named or declared
         try:
             manifest = Manifest(self._media_type(access, declared), answer.body)
             _ = manifest.document, manifest.children, manifest.blobs

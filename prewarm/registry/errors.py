@@ -81,6 +81,13 @@ def refusal(
     if status == 404 and request == "blob":
         text = "blob not found, though the manifest names it"
         return Refusal("not-found", text, "push the image there again, or pin another tag of it")
+    if status == 404 and role == "mirror" and request in {"put", "upload"}:
+        # Nothing has to exist for a write: it is the mirror that is wrong, never the image.
+        return Refusal(
+            "bad-answer",
+            "answered 404 to a write",
+            "pass /v2/ on in the proxy before it; replicas need one storage and one http.secret",
+        )
     if status == 404:
         return Refusal("not-found", "does not exist", "check the name and the tag")
     if status in {401, 403}:

@@ -95,13 +95,13 @@ def problems_of(outcomes: Iterable[Outcome]) -> tuple[Problem, ...]:
 def _problems(outcome: Outcome) -> Iterable[Problem]:
     step = outcome.step
     for holding in outcome.holdings:
-        if holding.failure is not None and holding.failure.code.startswith("mirror-"):
+        if holding.failure is not None and _of_mirror(holding.failure.code):
             failure = holding.failure
             yield Problem("error", failure.code, holding.mirror, failure.text, failure.cure)
     if isinstance(step, Fail):
         failure = step.failure
-        if failure.code.startswith("mirror-"):
-            return  # told once, for the mirror
+        if _of_mirror(failure.code):
+            return  # reported above, for the mirror
         if failure.code in UPSTREAM_CODES:
             where = step.want.reference.registry
             yield Problem("error", failure.code, where, failure.text, failure.cure)
@@ -118,8 +118,13 @@ def _problems(outcome: Outcome) -> Iterable[Problem]:
         for holding in outcome.holdings:
             told = holding.failure
             later = told is not None and told.code in LATER
-            if told is not None and not later and not told.code.startswith("mirror-"):
+            if told is not None and not later and not _of_mirror(told.code):
                 yield Problem("error", told.code, holding.mirror, told.text, told.cure)
+
+
+def _of_mirror(code: str) -> bool:
+    """Whether a failure is a mirror's, and so the operator's to cure, whoever named the image."""
+    return code.startswith("mirror-") or code == "verify"
 
 
 def distinct(problems: Iterable[Problem]) -> tuple[Problem, ...]:

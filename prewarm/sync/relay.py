@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 from prewarm.core.errors import RegistryError
-from prewarm.core.manifest import MANIFEST_LIMIT, Manifest
+from prewarm.core.manifest import MANIFEST_LIMIT, Descriptor, Manifest
 
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 2
@@ -26,6 +26,9 @@ _TRIES: Final = 2
 
 class BlobTarget(Protocol):
     """A registry that blobs and manifests are written to."""
+
+    @property
+    def name(self) -> str: ...
 
     def blob_size(self, repository: str, digest: str, tries: int) -> int | None: ...
     def begin_upload(self, repository: str, tries: int) -> str: ...
@@ -70,9 +73,16 @@ class Relay:
     """Called with the digest of each blob that the mirror has stored."""
     failure: RegistryError | None = None
     """The mirror's own first refusal."""
+    _wanted: dict[str, Descriptor] = field(init=False)
+    """The blobs of the manifest, by digest."""
+    _damaged: set[str] = field(default_factory=set)
+    """Those that the mirror has with another size."""
     _uploads: dict[str, _Upload] = field(default_factory=dict)
     _numbers: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._wanted = {blob.digest: blob for blob in self.manifest.blobs}
 
     def answer(self, method: str, path: str, query: str, body: BufferedIOBase, size: int) -> Reply:
         """Answer a request for a path below the repository; BrokenBodyError if it broke off."""
@@ -125,6 +135,9 @@ class Relay:
         size = self.target.blob_size(self.repository, digest, _TRIES)
         if size is None:
             return Reply(404)
+        if size != self._wanted[digest].size:
+            self._damaged.add(digest)
+            return Reply(404)
         return Reply(200, {"Content-Length": str(size), "Docker-Content-Digest": digest})
 
     def _begin(self) -> Reply:
@@ -145,6 +158,12 @@ class Relay:
         self.target.end_upload(self.repository, upload.url, digest, upload.size)
         with self._lock:
             self._uploads.pop(number, None)
+        if digest in self._damaged:
+            # registry:2 keeps what it has under a digest, whatever is uploaded (measured on 2.8.2).
+            size = self.target.blob_size(self.repository, digest, _TRIES)
+            if size != self._wanted[digest].size:
+                where = f"{self.target.name}/{self.repository}"
+                raise damaged_blob(where, self._wanted[digest], size or 0)
         self.on_blob(digest)
         return Reply(201, {"Location": f"blobs/{digest}", "Docker-Content-Digest": digest})
 
@@ -157,7 +176,17 @@ class Relay:
         return Reply(201, {"Docker-Content-Digest": self.manifest.digest})
 
     def _is_wanted(self, digest: str) -> bool:
-        return any(blob.digest == digest for blob in self.manifest.blobs)
+        return digest in self._wanted
+
+
+def damaged_blob(where: str, blob: Descriptor, size: int) -> RegistryError:
+    """Return the failure of a blob that a mirror has with another size than its manifest names."""
+    return RegistryError(
+        "mirror-damaged-blob",
+        f"{where}: blob {blob.digest} has {size} bytes there, not {blob.size}",
+        "delete the blob's folder in the mirror's storage and check its disk, then run "
+        "prewarm verify --repair",
+    )
 
 
 def _status(error: RegistryError) -> int:

@@ -21,6 +21,7 @@ from prewarm.planning.demand import Want
 from prewarm.planning.plan import Holding, Seen
 from prewarm.reports.report import Report, to_json
 from prewarm.sync.inspect import MirrorSite
+from prewarm.sync.relay import damaged_blob
 from prewarm.sync.resolve import Survey, named_pins, probe, survey
 from prewarm.sync.run import Doing, carry_out, record, report_of
 from prewarm.sync.session import Session
@@ -126,8 +127,12 @@ def _check(session: Session, site: MirrorSite, written: Written) -> Broken | _Ch
         for digest in there:
             manifest = observer.fetch(site, written.repository, digest)
             for blob in manifest.blobs:
-                if site.registry.blob_size(written.repository, blob.digest) is None:
+                size = site.registry.blob_size(written.repository, blob.digest)
+                if size is None:
                     missing[digest] = f"blob {blob.digest} of manifest"
+                elif size != blob.size:
+                    text = damaged_blob(f"{site.url}/{written.repository}", blob, size).text
+                    return _broken(written, text, frozenset({digest}))
     except ManifestError as error:
         return _broken(written, str(error))
     except RegistryError as error:

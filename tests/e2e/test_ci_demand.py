@@ -13,7 +13,7 @@ import pytest
 from prewarm.discovery.evidence import UNUSED_MAX
 from tests.e2e import host
 from tests.e2e.host import Host, Sync
-from tests.sandbox import Sandbox, ci_load
+from tests.sandbox import Fault, Sandbox, ci_load
 from tests.sandbox.ci_load import Runner
 from tests.sandbox.gitlab import TOKEN, Gitlab
 
@@ -399,3 +399,23 @@ def parts_of(image: str) -> tuple[str, str, str]:
     mark = "@" if "@" in image else ":"
     repository, _, selector = image.removeprefix("docker.io/").partition(mark)
     return repository, mark, selector
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "*/library/*/blobs/uploads/*"),
+        ("PATCH", "*/library/*/blobs/uploads/*"),
+        ("PUT", "*/library/*/manifests/*"),
+    ],
+)
+def test_sync_mirror_that_answers_404_to_writes_is_the_operators_to_mend(
+    ci: Ci, box: Sandbox, method: str, path: str
+) -> None:
+    """A proxy before it, or replicas without shared storage, do so: CI's author has no part."""
+    push(box, "library/node:22")
+    ci.jobs("team/a", "node:22", 2)
+    ci.configure([])
+    box.taps[0].faults.add(Fault(method, path, count=None, status=404))
+    done = ci.host.sync(code=1)
+    assert problems(done) == {("error", "mirror-bad-answer")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.host import Host
-from tests.sandbox import Fault, Image, Sandbox, build_image
+from tests.sandbox import Fault, Image, Layer, Sandbox, build_image
 from tests.sandbox.images import Family, digest_of
 from tests.sandbox.registry import Registry
 
@@ -277,3 +279,60 @@ def test_sync_image_with_an_impossible_size_fails_alone(
     done = host.sync(code=1)
     assert (done.named("fail"), done.named("copy")) == (["odd:1"], ["app:1"])
     assert done.image("odd:1")["error"]["code"] == "bad-manifest"
+
+
+# --- what a mirror has of a manifest ---
+
+
+def test_blob_cut_short_on_the_mirror_is_never_called_good(host: Host, box: Sandbox) -> None:
+    """registry:2 tells its size by HEAD, and keeps it whatever is uploaded (measured on 2.8.2)."""
+    base = Layer("shared", 200_000)
+    for name in ("app", "other"):
+        box.push(f"library/{name}", "1", layers=[base], single=True)
+    host.configure(["app:1"])
+    host.sync()
+    stored = box.mirrors[0].storage.folder.rglob("data")
+    largest = max(stored, key=lambda file: file.stat().st_size)
+    os.truncate(largest, 1000)
+    found = host.run("verify", "--json")
+    assert found.returncode == 1
+    (broken,) = found.json["broken"]
+    assert "has 1000 bytes there, not" in broken["problem"]
+
+    host.configure(["app:1", "other:1"])
+    done = host.sync(code=1)
+    assert done.image("other:1")["error"]["code"] == "mirror-damaged-blob"
+    assert box.mirrors[0].manifest("library/other", "1") is None
+    # As its cure says: the blob is removed from the storage.
+    shutil.rmtree(largest.parent)
+    assert host.run("verify", "--repair", "--json").returncode == 0
+    assert host.sync().image("other:1")["error"] is None
+    assert host.run("verify", "--json").returncode == 0
+
+
+def test_type_that_a_source_gives_a_manifest_without_one_is_not_kept(
+    host: Host, tmp_path: Path
+) -> None:
+    """It would be sent to every mirror, which refuses it, for as long as the state lasts."""
+    with Sandbox(mirrors=2) as two:
+        image = build_image("app", single=True)
+        document = json.loads(image.content)
+        del document["mediaType"]
+        content = json.dumps(document).encode()
+        for registry in (two.upstream, two.mirrors[1]):
+            for blob in image.blobs:
+                registry.storage.store_blob("library/app", blob)
+            registry.storage.store_manifest("library/app", content, ["1"])
+        wrong = {
+            "Content-Type": "application/vnd.docker.distribution.manifest.v2+json",
+            "Docker-Content-Digest": digest_of(content),
+        }
+        path = "/v2/library/app/manifests/*"
+        two.taps[1].faults.add(
+            Fault("*", path, count=None, status=200, body=content, headers=wrong)
+        )
+        host.box = two
+        source = {"url": two.taps[1].url, "role": "source"}
+        host.configure(["app:1"], mirrors=[two.taps[0].url, source])
+        assert host.sync().actions == [("app:1", "tag")]
+        assert host.pulled("library/app", ":1", "linux/amd64") == digest_of(content)

@@ -341,13 +341,17 @@ def test_mirror_with_tokens_is_written_to_with_those_of_its_login(
 class Kept:
     """A mirror in memory."""
 
-    def __init__(self) -> None:
+    name = "http://mirror"
+
+    def __init__(self, size: int = 7) -> None:
+        self.size = size
+        """Of each blob."""
         self.asked: list[tuple[str, ...]] = []
         self.bodies: list[bytes] = []
 
     def blob_size(self, repository: str, digest: str, tries: int) -> int | None:
         self.asked.append(("HEAD", repository, digest))
-        return 7
+        return self.size
 
     def begin_upload(self, repository: str, tries: int) -> str:
         self.asked.append(("POST", repository))
@@ -384,7 +388,7 @@ def test_relay_writes_the_blobs_of_one_manifest_and_the_manifest(
 ) -> None:
     image = box.push(REPOSITORY, "1", single=True)
     other = box.push(REPOSITORY, "2", single=True, revision=2)
-    offer, target = offer_of(image, hub), Kept()
+    offer, target = offer_of(image, hub), Kept(len(image.blobs[1]))
     stored: list[str] = []
     offer.relay = Relay(target, "team/app", offer.manifest, stored.append)
     to = "/v2/" + gate.offer(offer).partition("/")[2] + "/to"
